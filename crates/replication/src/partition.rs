@@ -415,7 +415,8 @@ impl Partition {
     /// that was ever acknowledged.
     pub async fn wait_leader(&self, timeout: Duration) -> Result<(), AppendError> {
         let raft = self.running()?.raft;
-        let waiting = raft.wait(Some(timeout)).metrics(
+        let wait = raft.wait(Some(timeout));
+        let waiting = wait.metrics(
             |metrics| {
                 let term = metrics.last_applied.map(|id| id.leader_id.term);
                 metrics.state == ServerState::Leader && term == Some(metrics.current_term)
