@@ -10,7 +10,7 @@ use super::{
     core::CoreError,
     types::{Control, EntryInfo, EntryKind, LogEntry, Payload},
 };
-use crate::wal::{Completion, RecordKind, RoomError, WalRecord};
+use crate::wal::{Completion, RecordKind, WalRecord};
 
 /// Room for a batch, taken before it is proposed, so that appending it cannot meet a full disk. Drop it once the batch was
 /// appended or given up.
@@ -33,13 +33,10 @@ impl PartitionLog {
     /// Nothing has happened then; all but damage and failure heal by themselves.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, ReserveError> {
         self.check_undamaged()?;
-        self.context.wal.has_room(bytes).map_err(|error| match error {
-            RoomError::Busy => {
+        self.context.wal.has_room(bytes).inspect_err(|error| {
+            if matches!(error, ReserveError::Busy) {
                 self.context.request_checkpoint();
-                ReserveError::Busy
             }
-            RoomError::DiskFull { path, detail } => ReserveError::DiskFull { path, bytes, detail },
-            RoomError::Failed(failure) => failure.into(),
         })?;
         let mut inner = self.inner.lock();
         let wanted = inner.reserved_bytes + bytes;

@@ -12,15 +12,13 @@ use super::{
     state::{PartitionState, UnsealedSegment},
     types::RetentionPolicy,
 };
-use crate::{io::DiskFile, wal::Lsn};
+use crate::io::DiskFile;
 
 /// What a checkpoint takes from a partition.
 #[derive(Debug)]
 pub(crate) struct Captured {
     /// The encoded [`PartitionState`].
     pub(crate) state: Bytes,
-    /// The last WAL record reflected in it.
-    pub(crate) lsn: Lsn,
     /// The files that must be durable before it is.
     pub(crate) unsynced: Vec<(std::path::PathBuf, Arc<dyn DiskFile>)>,
 }
@@ -50,9 +48,8 @@ impl PartitionLog {
         if inner.removed {
             return None;
         }
-        let lsn = inner.lsn;
         if let Some(state) = inner.captured.clone() {
-            return Some(Captured { state, lsn, unsynced: Vec::new() });
+            return Some(Captured { state, unsynced: Vec::new() });
         }
         let mut encoded = Vec::new();
         inner.partition_state(self.key).encode(&mut encoded);
@@ -60,7 +57,7 @@ impl PartitionLog {
         inner.captured = Some(state.clone());
         let unsealed = inner.core.segments().filter(|segment| !segment.is_sealed());
         let unsynced = unsealed.map(|segment| (segment.path.clone(), Arc::clone(&segment.file))).collect();
-        Some(Captured { state, lsn, unsynced })
+        Some(Captured { state, unsynced })
     }
 
     /// Forgets that the last capture was taken: the checkpoint it was for did not happen.

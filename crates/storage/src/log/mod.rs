@@ -168,9 +168,7 @@ impl PartitionLog {
     }
 
     fn fail(&self, operation: &'static str, path: PathBuf, error: std::io::Error) -> StorageFailure {
-        let failure = StorageFailure { operation, path, error: Arc::new(error) };
-        self.context.wal.fail(failure.clone());
-        failure
+        self.context.wal.fail(operation, &path, error)
     }
 
     fn out_of_range(&self, offset: Offset, start: Offset, end: Offset) -> ReadError {

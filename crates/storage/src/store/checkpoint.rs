@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
 };
 
 use super::{Context, Partitions, format};
@@ -34,9 +34,7 @@ pub(super) fn run(context: &Arc<Context>, partitions: &Partitions) -> Result<(),
                 tracing::warn!(path = %path.display(), %error, "no room for a checkpoint: free space on the disk");
                 return Ok(());
             }
-            let failure = StorageFailure { operation, path, error: Arc::new(error) };
-            context.wal.fail(failure.clone());
-            Err(failure)
+            Err(context.wal.fail(operation, &path, error))
         }
     }
 }
@@ -52,9 +50,7 @@ fn write(context: &Context, logs: &[Arc<PartitionLog>]) -> Step<()> {
     let captured: Vec<Captured> = logs.iter().filter_map(|log| log.capture()).collect();
     sync_segments(context, &captured)?;
     // A state must not be ahead of the log it continues: Raft would take the gap for a purge.
-    let newest = captured.iter().map(|captured| captured.lsn).max().unwrap_or_default();
-    let wal = PathBuf::from("wal");
-    context.wal.wait_flushed(newest).map_err(|failure| ("flush", wal, io::Error::other(failure.to_string())))?;
+    wait_flushed(context).map_err(|failure| (failure.operation, failure.path, io::Error::other(failure.error)))?;
     let states: Vec<_> = captured.into_iter().map(|captured| captured.state).collect();
     format::write_raft_state(&*context.disk, reflected, &states)
         .map_err(|error| ("write", format::RAFT_STATE_FILE.into(), error))?;
@@ -73,4 +69,15 @@ fn sync_segments(context: &Context, captured: &[Captured]) -> Step<()> {
         context.disk.sync_dir(&dir).map_err(|error| ("sync", dir, error))?;
     }
     Ok(())
+}
+
+/// Waits until all that was submitted is durable.
+fn wait_flushed(context: &Context) -> Result<(), StorageFailure> {
+    let (sender, flushed) = mpsc::sync_channel(1);
+    let done = move |result| {
+        let _ = sender.send(result);
+    };
+    context.wal.submit(Vec::new(), Box::new(done))?;
+    // The writer calls every completion, on its way down too.
+    flushed.recv().unwrap_or(Ok(()))
 }

@@ -137,9 +137,8 @@ impl Store {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop(&self.context);
         }
-        let outcome = self.checkpoint();
-        self.context.wal.close();
-        outcome
+        self.checkpoint()?;
+        self.context.wal.close()
     }
 
     /// The first failed write or sync, once there was one. The node must end then.
@@ -154,7 +153,7 @@ impl Store {
 
     /// Adds the store's metrics to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        self.context.wal.metrics().register(registry);
+        self.context.wal.register(registry);
         self.context.metrics.register(registry);
     }
 }
@@ -164,7 +163,6 @@ impl Drop for Store {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop(&self.context);
         }
-        self.context.wal.close();
     }
 }
 
