@@ -32,7 +32,7 @@ use super::{
 
 /// Linux takes at most this many slices in one call.
 const MAX_SLICES: usize = 1024;
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A directory of the machine's file system.
 #[derive(Debug)]
