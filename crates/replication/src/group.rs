@@ -46,8 +46,10 @@ pub(crate) struct Group {
     pub(crate) sequencer: Mutex<Sequencer<Arc<Flight>>>,
     pub(crate) applied: Mutex<AppliedState>,
     pub(crate) snapshots: Mutex<Snapshots>,
-    /// Up to which entry Raft's log may be purged, for the keeper to hear.
-    pub(crate) purgeable: watch::Sender<Option<LogId>>,
+    /// Below which offset records may go, by what was applied: for the keeper to see to.
+    pub(crate) trim_wanted: watch::Sender<Offset>,
+    /// Up to where the keeper saw to it.
+    pub(crate) trimmed: watch::Sender<Offset>,
     high_watermark: watch::Sender<Offset>,
 }
 
@@ -58,6 +60,8 @@ pub(crate) enum LoadError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Unknown(#[from] UnknownBytes),
+    #[error(transparent)]
+    Purge(#[from] quipu_storage::AppendError),
 }
 
 impl Group {
@@ -76,6 +80,7 @@ impl Group {
         };
         let high_watermark = offset_after(&log, last)?;
         let group = Self::new(node, log, applied, high_watermark);
+        group.finish_purge()?;
         group.restore_snapshot()?;
         Ok(Arc::new(group))
     }
@@ -98,8 +103,21 @@ impl Group {
             sequencer: Mutex::new(Sequencer::new()),
             applied: Mutex::new(applied),
             snapshots: Mutex::default(),
-            purgeable: watch::Sender::new(None),
+            trim_wanted: watch::Sender::new(Offset::ZERO),
+            trimmed: watch::Sender::new(Offset::ZERO),
             high_watermark: watch::Sender::new(high_watermark),
+        }
+    }
+
+    /// Purges what a crash left between a trim and the purge behind it: openraft must not look for entries whose segments
+    /// are gone. They were applied: the keeper makes that durable before it trims.
+    fn finish_purge(&self) -> Result<(), quipu_storage::AppendError> {
+        let applied = self.applied.lock().last;
+        match self.log.purge_point() {
+            Some((last, next_offset)) if Some(to_raft_id(last)) <= applied => {
+                self.log.purge(last, next_offset)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -157,6 +175,22 @@ impl Group {
             }
         }
         flight.announce();
+    }
+
+    /// Marks the last entry whose segment was deleted as what the next snapshot is to end with, and answers with it.
+    pub(crate) fn mark_purgeable(&self) -> Option<RaftLogId> {
+        let (last, next_offset) = self.log.purge_point()?;
+        let last = to_raft_id(last);
+        let membership = self.applied.lock().membership.clone();
+        if *membership.log_id() > Some(last) {
+            return None;
+        }
+        self.snapshots.lock().mark = Some(SnapshotPoint {
+            last,
+            membership,
+            next_offset,
+        });
+        Some(last)
     }
 
     /// The point up to which everything was applied.

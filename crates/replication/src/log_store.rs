@@ -79,7 +79,7 @@ impl Appending {
                 self.room.push(room);
             }
         }
-        if let Payload::Batch(batch) = &entry.payload {
+        if let Payload::Batch(batch) | Payload::Stamped(batch) = &entry.payload {
             let records = u64::from(batch.header().last_offset_delta) + 1;
             self.end = self.end.plus(records);
         }

@@ -34,6 +34,9 @@ use crate::{
 /// How long to wait before asking again for room that a running checkpoint will make.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long to wait for a trim that was committed to be done.
+const TRIM_PATIENCE: Duration = Duration::from_secs(60);
+
 /// A replica of a partition on this node: what the broker reads and writes through. Cheap to clone.
 ///
 /// It runs until [`Partition::shutdown`], also where all handles were dropped.
@@ -348,8 +351,11 @@ impl Partition {
         if self.log().is_warm(from) {
             return self.log().read(from, max_bytes, up_to);
         }
-        self.blocking(move |log| log.read(from, max_bytes, up_to))
-            .await
+        self.blocking(move |log| {
+            log.populate(from, max_bytes, up_to)?;
+            log.read(from, max_bytes, up_to)
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -462,6 +468,11 @@ impl Partition {
         let committed = self.inner.group.high_watermark();
         if let Some(before) = point.filter(|p| *p > self.start_offset() && *p <= committed) {
             self.propose_trim(&running, term, before).await?;
+            let mut trimmed = self.inner.group.trimmed.subscribe();
+            let trimming = trimmed.wait_for(|done| *done >= before);
+            if tokio::time::timeout(TRIM_PATIENCE, trimming).await.is_err() {
+                return Err(AppendError::TimedOut(TRIM_PATIENCE));
+            }
         }
         Ok(self.start_offset())
     }

@@ -8,7 +8,7 @@ use openraft::{
     errors::{InitializeError, RaftError},
 };
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
-use quipu_model::{LogId, NodeId, PartitionKey, TopicConfig};
+use quipu_model::{NodeId, Offset, PartitionKey, TopicConfig};
 use quipu_storage::{OpenError, Store};
 
 use crate::{
@@ -185,11 +185,11 @@ async fn newest_membership(group: &Arc<Group>) -> Result<Membership, String> {
 }
 
 /// Keeps a replica running until it is shut down: restarts it when it failed, switches its clock on once it is no longer
-/// alone, and purges Raft's log behind retention.
+/// alone, and does what trim entries ask for.
 async fn keep(inner: Arc<Inner>, starter: Starter, mut running: Running) {
-    let mut purgeable = inner.group.purgeable.subscribe();
-    // What was marked before this task ran counts too.
-    purgeable.mark_changed();
+    let mut trim_wanted = inner.group.trim_wanted.subscribe();
+    // What was applied before this task ran counts too.
+    trim_wanted.mark_changed();
     let key = inner.group.log.key();
     loop {
         tokio::select! {
@@ -204,12 +204,13 @@ async fn keep(inner: Arc<Inner>, starter: Starter, mut running: Running) {
                     None => return,
                 },
             },
-            changed = purgeable.changed() => {
-                let upto = *purgeable.borrow_and_update();
-                let (Ok(()), Some(upto)) = (changed, upto) else { continue };
-                if let Err(error) = purge(&inner, &running.raft, upto).await {
-                    tracing::warn!(partition = %key, %error, "Raft's log was not purged; the next trim tries again");
+            // The sender lives in what this task holds.
+            _ = trim_wanted.changed() => {
+                let before = *trim_wanted.borrow_and_update();
+                if let Err(error) = trim(&inner, &running.raft, before).await {
+                    tracing::warn!(partition = %key, %error, "retention did not finish; the next trim tries again");
                 }
+                inner.group.trimmed.send_replace(before);
             }
         }
     }
@@ -256,15 +257,19 @@ async fn restart(inner: &Arc<Inner>, starter: &Starter, ended: &Running) -> Opti
     }
 }
 
-/// Lets Raft forget the log up to an entry whose records retention deleted.
-async fn purge(inner: &Inner, raft: &Raft, upto: LogId) -> Result<(), String> {
-    let index = upto.index.get();
-    // What was applied, the voters above all, must be durable before the entries that say it may go.
-    let store = Arc::clone(&inner.store);
-    tokio::task::spawn_blocking(move || store.checkpoint())
-        .await
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())?;
+/// Deletes the segments below an offset, and lets Raft's log forget what they held.
+async fn trim(inner: &Inner, raft: &Raft, before: Offset) -> Result<(), String> {
+    let (store, log) = (Arc::clone(&inner.store), Arc::clone(&inner.group.log));
+    let trimming = tokio::task::spawn_blocking(move || {
+        // What was applied, the voters above all, must be durable before the entries that say it are gone.
+        store.checkpoint().map_err(|e| e.to_string())?;
+        log.trim(before).map_err(|e| e.to_string())
+    });
+    trimming.await.map_err(|e| e.to_string())??;
+    let Some(last) = inner.group.mark_purgeable() else {
+        return Ok(());
+    };
+    let index = last.index;
     let trigger = raft.trigger();
     trigger.snapshot().await.map_err(|e| e.to_string())?;
     raft.wait(Some(PURGE_PATIENCE))

@@ -13,17 +13,18 @@
 //! **One term.** The books are kept for one term of leadership and thrown away after it: another leader may have appended
 //! for the same producers since. Each proposal is bound to the term in which it was sequenced, and refused in any other.
 //!
+//! **Five batches.** As with Kafka, five batches of a producer are remembered after they were appended: a producer that keeps to
+//! five in flight always learns the original offset of what it sends again. One that does not is not hindered; what it sends
+//! again may be answered as too old for that, never appended twice.
+//!
 //! **Bounded.** Beside the batches in flight, at most a fixed number of producers is remembered; whoever was forgotten is
 //! read back from the log, which knows the same.
 
 use std::collections::{HashMap, VecDeque};
 
 use quipu_model::{Offset, ProducerEpoch, ProducerId, Sequence, Term};
-use quipu_storage::ProducerTail;
+use quipu_storage::{MAX_PRODUCER_BATCHES, ProducerBatch, ProducerTail};
 
-/// How many batches of a producer are remembered after they were appended: Kafka's bound on batches in flight. A client
-/// that keeps to it always learns the original offset of what it sends again.
-pub(crate) const REMEMBERED_BATCHES: usize = 5;
 /// How many producers without batches in flight are kept in memory.
 const IDLE_PRODUCERS: usize = 64;
 
@@ -67,7 +68,7 @@ struct Producer<T> {
     /// Of the newest batch in the log, where there is one.
     epoch: Option<ProducerEpoch>,
     /// The newest batches in the log, oldest first.
-    tail: VecDeque<(Sequence, Sequence, Offset)>,
+    tail: VecDeque<ProducerBatch>,
     in_flight: VecDeque<InFlight<T>>,
 }
 
@@ -136,7 +137,7 @@ impl<T: Clone> Sequencer<T> {
             .back()
             .map(|f| (f.batch.epoch, Some(f.batch.last)));
         let in_log = || {
-            let last = state.tail.back().map(|&(_, last, _)| last);
+            let last = state.tail.back().map(|batch| batch.last);
             state.epoch.map(|epoch| (epoch, last))
         };
         let Some((current, last)) = newest.or_else(in_log) else {
@@ -196,12 +197,14 @@ impl<T: Clone> Sequencer<T> {
             state.epoch = Some(done.batch.epoch);
             state.tail.clear();
         }
-        if state.tail.len() == REMEMBERED_BATCHES {
+        if state.tail.len() == MAX_PRODUCER_BATCHES {
             state.tail.pop_front();
         }
-        state
-            .tail
-            .push_back((done.batch.first, done.batch.last, base));
+        state.tail.push_back(ProducerBatch {
+            first: done.batch.first,
+            last: done.batch.last,
+            base_offset: base,
+        });
     }
 
     /// A batch in flight failed. Answers with those that were sequenced behind it and must fail with it.
@@ -227,8 +230,8 @@ impl<T: Clone> Producer<T> {
             return None;
         }
         let mut tail = self.tail.iter();
-        tail.find(|&&(first, last, _)| (first, last) == (batch.first, batch.last))
-            .map(|&(_, _, base)| Verdict::InLog(base))
+        tail.find(|seen| (seen.first, seen.last) == (batch.first, batch.last))
+            .map(|seen| Verdict::InLog(seen.base_offset))
     }
 }
 
@@ -250,7 +253,7 @@ fn follows<T>(last: Sequence, first: Sequence) -> Result<Verdict<T>, Refusal> {
 #[cfg(test)]
 mod tests {
     use quipu_model::{Offset, ProducerEpoch, ProducerId, Sequence, Term};
-    use quipu_storage::ProducerTail;
+    use quipu_storage::{ProducerBatch, ProducerTail};
 
     use super::{IDLE_PRODUCERS, Numbered, Refusal, Sequencer, Verdict};
 
@@ -348,11 +351,11 @@ mod tests {
             P,
             Some(ProducerTail {
                 epoch: ProducerEpoch::new(0),
-                batches: vec![(
-                    Sequence::new(i32::MAX - 3),
-                    Sequence::new(i32::MAX),
-                    Offset::new(5),
-                )],
+                batches: vec![ProducerBatch {
+                    first: Sequence::new(i32::MAX - 3),
+                    last: Sequence::new(i32::MAX),
+                    base_offset: Offset::new(5),
+                }],
             }),
         );
         assert_eq!(books.check(batch(0, 0, 9)), Ok(Verdict::Due));

@@ -1,9 +1,10 @@
 //! Applying: the segments are the state, so there is little to do but to let readers see further.
 //!
-//! **Retention.** A trim entry deletes what lies below its offset on every replica alike. Then Raft's log may forget the
-//! entries that the deleted segments held: the state machine marks the last of them, P, and tells the keeper, which asks
-//! openraft for a snapshot (of P: a few numbers, no copy) and then to purge up to P. A snapshot names the voters as of P; where
-//! they changed after P, those of then are not remembered, and purging waits for a later trim.
+//! **Retention.** A trim entry lets what lies below its offset go on every replica alike. Applying it only leaves word for
+//! the keeper (see `replicator`), which deletes, and then lets Raft's log forget the entries that the deleted segments held: it
+//! marks the last of them, P, asks openraft for a snapshot (of P: a few numbers, no copy) and then to purge up to P. A snapshot
+//! names the voters as of P; where they changed after P, those of then are not remembered, and purging waits for a later
+//! trim.
 
 use std::{io, sync::Arc};
 
@@ -54,37 +55,20 @@ impl StateMachine {
         self.group.applied.lock().membership = membership;
     }
 
-    async fn trim(&self, before: Offset) -> io::Result<()> {
-        let log = Arc::clone(&self.group.log);
-        // Deleting large files takes its time.
-        tokio::task::spawn_blocking(move || log.trim(before))
-            .await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)?;
-        let Some((last, next_offset)) = self.group.log.purge_point() else {
-            return Ok(());
-        };
-        let membership = self.group.applied.lock().membership.clone();
-        let mark = SnapshotPoint {
-            last: to_raft_id(last),
-            membership,
-            next_offset,
-        };
-        if *mark.membership.log_id() <= Some(mark.last) {
-            self.group.snapshots.lock().mark = Some(mark);
-            self.group.purgeable.send_replace(Some(last));
-        }
-        Ok(())
-    }
-
-    async fn apply_one(&mut self, entry: RaftEntry) -> io::Result<()> {
+    fn apply_one(&mut self, entry: RaftEntry) -> io::Result<()> {
         match entry.payload {
             EntryPayload::Blank => {}
             EntryPayload::Membership(voters) => {
                 self.note_membership(StoredMembership::new(Some(entry.log_id), voters));
             }
             EntryPayload::Normal(Proposal::Stored { next }) => self.group.advance(next),
-            EntryPayload::Normal(Proposal::Trim(before)) => self.trim(before).await?,
+            EntryPayload::Normal(Proposal::Trim(before)) => {
+                self.group.trim_wanted.send_if_modified(|wanted| {
+                    let further = before > *wanted;
+                    *wanted = before.max(*wanted);
+                    further
+                });
+            }
             EntryPayload::Normal(Proposal::Batch { .. }) => {
                 return Err(io::Error::other("an entry to apply came with its bytes"));
             }
@@ -114,7 +98,7 @@ impl RaftStateMachine<Types> for StateMachine {
         let mut last = None;
         while let Some((entry, responder)) = entries.try_next().await? {
             last = Some(entry.log_id);
-            self.apply_one(entry).await?;
+            self.apply_one(entry)?;
             if let Some(responder) = responder {
                 responder.send(Applied);
             }

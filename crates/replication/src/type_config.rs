@@ -151,9 +151,10 @@ pub(crate) fn to_log_entry(
             ),
             None,
         ),
-        EntryPayload::Normal(Proposal::Batch { batch, proposed }) => {
-            (Payload::Batch(batch), proposed)
-        }
+        EntryPayload::Normal(Proposal::Batch { batch, proposed }) => match proposed {
+            Some(proposed) => (Payload::Batch(batch), Some(proposed)),
+            None => (Payload::Stamped(batch), None),
+        },
         EntryPayload::Normal(Proposal::Stored { .. }) => {
             return Err(UnknownBytes("an entry to append without its bytes"));
         }
@@ -168,7 +169,7 @@ pub(crate) fn control(kind: ControlKind, bytes: Bytes) -> Payload {
 /// An entry as openraft knows it, with a batch's bytes.
 pub(crate) fn from_log_entry(entry: LogEntry) -> Result<RaftEntry, UnknownBytes> {
     let payload = match entry.payload {
-        Payload::Batch(batch) => EntryPayload::Normal(Proposal::Batch {
+        Payload::Batch(batch) | Payload::Stamped(batch) => EntryPayload::Normal(Proposal::Batch {
             batch,
             proposed: None,
         }),
