@@ -9,16 +9,20 @@ use std::sync::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use quipu_model::{
-    LogId, NodeId, Offset, PartitionId, PartitionKey, ProducerEpoch, ProducerId, RaftIndex, RecordBatch, Sequence, Term,
-    TimestampMs, TopicConfig, TopicId, Vote,
+    LogId, NodeId, Offset, PartitionId, PartitionKey, ProducerEpoch, ProducerId, RaftIndex,
+    RecordBatch, Sequence, Term, TimestampMs, TopicConfig, TopicId, Vote,
     batch::{BatchBuilder, Compression, split_batches},
 };
 use quipu_storage::{
-    Control, ControlKind, LogEntry, PartitionLog, Payload, RetentionPolicy, Store, StoreConfig, UnrecoveredStore,
+    Control, ControlKind, LogEntry, PartitionLog, Payload, RetentionPolicy, Store, StoreConfig,
+    UnrecoveredStore,
     io::{FaultyDisk, ManualClock},
 };
 
-const KEY: PartitionKey = PartitionKey { topic: TopicId::from_bytes([7; 16]), partition: PartitionId::new(3) };
+const KEY: PartitionKey = PartitionKey {
+    topic: TopicId::from_bytes([7; 16]),
+    partition: PartitionId::new(3),
+};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -74,12 +78,22 @@ struct Subject {
 }
 
 fn config() -> TopicConfig {
-    TopicConfig { segment_bytes: 4096, index_interval_bytes: 512, ..TopicConfig::default() }
+    TopicConfig {
+        segment_bytes: 4096,
+        index_interval_bytes: 512,
+        ..TopicConfig::default()
+    }
 }
 
 fn open(disk: &FaultyDisk, clock: &Arc<ManualClock>) -> (Store, Arc<PartitionLog>) {
-    let store_config = StoreConfig { wal_file_bytes: 64 << 10, checkpoint_bytes: 48 << 10, wal_max_bytes: 1 << 30 };
-    let unrecovered = UnrecoveredStore::open(Arc::new(disk.clone()), Arc::clone(clock) as _, store_config).unwrap();
+    let store_config = StoreConfig {
+        wal_file_bytes: 64 << 10,
+        checkpoint_bytes: 48 << 10,
+        wal_max_bytes: 1 << 30,
+    };
+    let unrecovered =
+        UnrecoveredStore::open(Arc::new(disk.clone()), Arc::clone(clock) as _, store_config)
+            .unwrap();
     let (store, report) = unrecovered.recover().unwrap();
     assert!(report.damaged.is_empty(), "{:?}", report.damaged);
     let log = store.create_partition(KEY, config()).unwrap();
@@ -93,7 +107,18 @@ impl Subject {
         let (store, log) = open(&disk, &clock);
         let acked = Arc::new(AtomicU64::new(0));
         let (model, start, store) = (vec![], Offset::ZERO, Some(store));
-        Self { disk, clock, store, log, model, start, term: 1, acked, sequence: 0, salt: 0 }
+        Self {
+            disk,
+            clock,
+            store,
+            log,
+            model,
+            start,
+            term: 1,
+            acked,
+            sequence: 0,
+            salt: 0,
+        }
     }
 
     fn end(&self) -> Offset {
@@ -101,7 +126,12 @@ impl Subject {
     }
 
     fn next_id(&self) -> LogId {
-        LogId::new(self.term, self.model.last().map_or(0, |entry| entry.id.index.get() + 1))
+        LogId::new(
+            self.term,
+            self.model
+                .last()
+                .map_or(0, |entry| entry.id.index.get() + 1),
+        )
     }
 
     fn batch(&mut self, records: u32, value_bytes: usize) -> RecordBatch {
@@ -110,9 +140,18 @@ impl Subject {
         for at in 0..records {
             let byte = |byte: usize| (byte as u64 * 31 + u64::from(at) + self.salt) as u8;
             let value: Vec<u8> = (0..value_bytes).map(byte).collect();
-            builder.append(TimestampMs::new(1_000_000 + self.salt as i64), Some(b"key"), Some(&value), &[]);
+            builder.append(
+                TimestampMs::new(1_000_000 + self.salt as i64),
+                Some(b"key"),
+                Some(&value),
+                &[],
+            );
         }
-        builder.set_producer(ProducerId::new(9), ProducerEpoch::new(0), Sequence::new(self.sequence as i32));
+        builder.set_producer(
+            ProducerId::new(9),
+            ProducerEpoch::new(0),
+            Sequence::new(self.sequence as i32),
+        );
         self.sequence += records;
         builder.build().unwrap()
     }
@@ -123,14 +162,26 @@ impl Subject {
             let (id, base) = (self.next_id(), self.end());
             let stamped = batch.stamped(base, id.term.leader_epoch());
             let next = stamped.header().next_offset();
-            self.model.push(Expected { id, base, next, batch: Some(stamped.into_bytes()), control: None });
-            entries.push(LogEntry { id, payload: Payload::Batch(batch) });
+            self.model.push(Expected {
+                id,
+                base,
+                next,
+                batch: Some(stamped.into_bytes()),
+                control: None,
+            });
+            entries.push(LogEntry {
+                id,
+                payload: Payload::Batch(batch),
+            });
         }
         self.submit(entries);
     }
 
     fn submit(&mut self, entries: Vec<LogEntry>) {
-        let (last, acked) = (entries.last().unwrap().id.index.get(), Arc::clone(&self.acked));
+        let (last, acked) = (
+            entries.last().unwrap().id.index.get(),
+            Arc::clone(&self.acked),
+        );
         let done = move |result: Result<(), _>| {
             if result.is_ok() {
                 acked.fetch_max(last + 1, Ordering::SeqCst);
@@ -142,14 +193,23 @@ impl Subject {
     /// Waits until all that was submitted is durable.
     fn flush(&self) {
         let (sender, receiver) = mpsc::channel();
-        let vote = Vote { term: Term::new(self.term), node: NodeId::new(1), committed: true };
-        self.log.save_vote(vote, Box::new(move |result| sender.send(result).unwrap())).unwrap();
+        let vote = Vote {
+            term: Term::new(self.term),
+            node: NodeId::new(1),
+            committed: true,
+        };
+        self.log
+            .save_vote(vote, Box::new(move |result| sender.send(result).unwrap()))
+            .unwrap();
         receiver.recv().unwrap().unwrap();
     }
 
     fn run(&mut self, op: Op) {
         match op {
-            Op::Append { records, value_bytes } => {
+            Op::Append {
+                records,
+                value_bytes,
+            } => {
                 let batch = self.batch(records, value_bytes);
                 let _room = self.log.reserve(batch.bytes().len() as u64);
                 self.append(vec![batch]);
@@ -159,7 +219,9 @@ impl Subject {
                 self.append(batches);
             }
             Op::Control => self.control(),
-            Op::Read { from, max_bytes } => self.check_read(Offset::new(from % (self.end().get() + 1)), max_bytes),
+            Op::Read { from, max_bytes } => {
+                self.check_read(Offset::new(from % (self.end().get() + 1)), max_bytes)
+            }
             Op::Truncate { back } => self.truncate(back),
             Op::Trim { segments } => self.trim(segments),
             Op::Flush => self.flush(),
@@ -175,28 +237,65 @@ impl Subject {
 
     fn control(&mut self) {
         self.term += 1;
-        let (id, bytes) = (self.next_id(), Bytes::from(format!("control {}", self.salt)));
+        let (id, bytes) = (
+            self.next_id(),
+            Bytes::from(format!("control {}", self.salt)),
+        );
         let (base, next) = (self.end(), self.end());
-        self.model.push(Expected { id, base, next, batch: None, control: Some(bytes.clone()) });
-        let payload = Payload::Control(Control { kind: ControlKind::Blank, bytes });
+        self.model.push(Expected {
+            id,
+            base,
+            next,
+            batch: None,
+            control: Some(bytes.clone()),
+        });
+        let payload = Payload::Control(Control {
+            kind: ControlKind::Blank,
+            bytes,
+        });
         self.submit(vec![LogEntry { id, payload }]);
     }
 
     fn truncate(&mut self, back: u64) {
-        let purged = self.log.state().last_purged.map_or(0, |id| id.index.get() as usize + 1);
+        let purged = self
+            .log
+            .state()
+            .last_purged
+            .map_or(0, |id| id.index.get() as usize + 1);
         // Raft never takes back what was trimmed: it was committed.
-        let trimmed = self.model.iter().filter(|entry| entry.next <= self.start).count();
-        let keep = self.model.len().saturating_sub(back as usize).max(purged).max(trimmed);
+        let trimmed = self
+            .model
+            .iter()
+            .filter(|entry| entry.next <= self.start)
+            .count();
+        let keep = self
+            .model
+            .len()
+            .saturating_sub(back as usize)
+            .max(purged)
+            .max(trimmed);
         self.model.truncate(keep);
-        self.log.truncate_after(self.model.last().map(|entry| entry.id)).unwrap();
+        self.log
+            .truncate_after(self.model.last().map(|entry| entry.id))
+            .unwrap();
         self.term += 1;
         self.settle();
     }
 
     fn trim(&mut self, segments: usize) {
-        let bytes = self.log.state().size_bytes.saturating_sub(segments as u64 * 4096);
-        let policy = RetentionPolicy { max_bytes: Some(bytes.max(4096)), ..RetentionPolicy::default() };
-        if let Some(point) = self.log.retention_point(policy, TimestampMs::new(2_000_000)) {
+        let bytes = self
+            .log
+            .state()
+            .size_bytes
+            .saturating_sub(segments as u64 * 4096);
+        let policy = RetentionPolicy {
+            max_bytes: Some(bytes.max(4096)),
+            ..RetentionPolicy::default()
+        };
+        if let Some(point) = self
+            .log
+            .retention_point(policy, TimestampMs::new(2_000_000))
+        {
             self.start = point;
             self.log.trim(point).unwrap();
             if let Some((purge, next)) = self.log.purge_point() {
@@ -222,9 +321,20 @@ impl Subject {
         self.store = None;
         self.disk = crashed;
         self.reopen();
-        let kept = self.log.state().last.map_or(0, |last| last.index.get() as usize + 1);
-        assert!(kept >= acked, "{acked} entries were acknowledged, {kept} are there");
-        assert!(kept <= self.model.len(), "{kept} entries, only {} were ever appended", self.model.len());
+        let kept = self
+            .log
+            .state()
+            .last
+            .map_or(0, |last| last.index.get() as usize + 1);
+        assert!(
+            kept >= acked,
+            "{acked} entries were acknowledged, {kept} are there"
+        );
+        assert!(
+            kept <= self.model.len(),
+            "{kept} entries, only {} were ever appended",
+            self.model.len()
+        );
         self.model.truncate(kept);
         self.acked.store(kept as u64, Ordering::SeqCst);
         self.term += 1;
@@ -239,20 +349,43 @@ impl Subject {
     }
 
     fn expected_sequence(&self) -> u32 {
-        let last = self.model.iter().rev().find_map(|entry| entry.batch.clone());
-        last.map_or(0, |bytes| RecordBatch::from_bytes(bytes).unwrap().header().last_sequence().get() as u32 + 1)
+        let last = self
+            .model
+            .iter()
+            .rev()
+            .find_map(|entry| entry.batch.clone());
+        last.map_or(0, |bytes| {
+            RecordBatch::from_bytes(bytes)
+                .unwrap()
+                .header()
+                .last_sequence()
+                .get() as u32
+                + 1
+        })
     }
 
     fn check(&self) {
         let state = self.log.state();
-        assert_eq!(state.last, self.model.last().map(|entry| entry.id).or(state.last_purged));
-        assert_eq!((state.start_offset, state.end_offset), (self.start, self.end()));
+        assert_eq!(
+            state.last,
+            self.model
+                .last()
+                .map(|entry| entry.id)
+                .or(state.last_purged)
+        );
+        assert_eq!(
+            (state.start_offset, state.end_offset),
+            (self.start, self.end())
+        );
         self.check_read(self.start, usize::MAX >> 1);
         self.check_entries(state.last_purged.map_or(0, |id| id.index.get() + 1));
         if let Some(last) = self.model.iter().rev().find(|entry| entry.batch.is_some())
             && last.base >= self.start
         {
-            let tail = self.log.producer_tail(ProducerId::new(9)).expect("the producer is remembered");
+            let tail = self
+                .log
+                .producer_tail(ProducerId::new(9))
+                .expect("the producer is remembered");
             assert_eq!(tail.batches.last().unwrap().base_offset, last.base);
         }
     }
@@ -266,11 +399,18 @@ impl Subject {
             assert_eq!(entry.id, expected.id);
             match entry.payload {
                 Payload::Control(control) => assert_eq!(Some(control.bytes), expected.control),
-                Payload::Batch(batch) | Payload::Stamped(batch) => assert_eq!(Some(batch.into_bytes()), expected.batch),
+                Payload::Batch(batch) | Payload::Stamped(batch) => {
+                    assert_eq!(Some(batch.into_bytes()), expected.batch)
+                }
             }
         }
         let infos = self.log.entry_infos(from, end).unwrap();
-        assert!(infos.iter().map(|info| info.id).eq(expected.iter().map(|expected| expected.id)));
+        assert!(
+            infos
+                .iter()
+                .map(|info| info.id)
+                .eq(expected.iter().map(|expected| expected.id))
+        );
     }
 
     /// Reads from `from` to the end in steps, and compares every byte.
@@ -288,7 +428,9 @@ impl Subject {
             at = read.next_offset;
         }
         let later = self.model.iter().filter(|expected| expected.next > from);
-        let wanted: Vec<_> = later.filter_map(|expected| expected.batch.clone()).collect();
+        let wanted: Vec<_> = later
+            .filter_map(|expected| expected.batch.clone())
+            .collect();
         assert_eq!(got.len(), wanted.len());
         assert!(got == wanted, "bytes differ");
     }

@@ -5,10 +5,12 @@ mod clock;
 mod faulty;
 mod mmap;
 mod real;
+mod whole;
 
 pub use clock::ManualClock;
 pub use faulty::FaultyDisk;
 pub use real::{RealDisk, SystemClock};
+pub(crate) use whole::{read_whole, replace_file, write_whole};
 
 use std::{fmt, io, path::Path, sync::Arc};
 

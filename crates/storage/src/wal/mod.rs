@@ -11,7 +11,7 @@ mod shared;
 mod spares;
 mod writer;
 
-pub(crate) use reader::{ReplayedRecord, UnrecoveredWal, WalReport};
+pub(crate) use reader::{ReplayedRecord, UnrecoveredWal};
 
 use std::{
     fmt,
@@ -194,6 +194,16 @@ impl Wal {
     /// Registers the log's metrics.
     pub(crate) fn register(&self, registry: &mut Registry) {
         self.shared.metrics.register(registry);
+    }
+
+    /// Latches a failure that was met outside the log; the first one stands, and is given back.
+    pub(crate) fn fail(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        error: std::io::Error,
+    ) -> StorageFailure {
+        self.shared.fail(operation, path, error)
     }
 
     /// Writes and syncs all that is queued and a last mark, and ends the threads. Blocks.
