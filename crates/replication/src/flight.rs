@@ -66,8 +66,7 @@ impl Flight {
             outcome => outcome,
         };
         match known {
-            // A waiter that is gone needs no answer.
-            Some(outcome) => drop(tell.send(outcome)),
+            Some(outcome) => answer(tell, outcome),
             None => state.waiters.push(Waiter {
                 appended_is_enough,
                 tell,
@@ -138,7 +137,11 @@ impl Flight {
 
 fn tell(waiters: Vec<Waiter>, outcome: Outcome) {
     for waiter in waiters {
-        // A waiter that is gone needs no answer.
-        drop(waiter.tell.send(outcome));
+        answer(waiter.tell, outcome);
     }
+}
+
+fn answer(tell: oneshot::Sender<Outcome>, outcome: Outcome) {
+    // A waiter that is gone needs no answer.
+    let _ = tell.send(outcome);
 }

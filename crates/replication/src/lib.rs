@@ -16,6 +16,9 @@ mod sequencer;
 mod state_machine;
 mod type_config;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::{Acks, AppendError, Appended};
 pub use network::{
     AppendRequest, AppendResponse, NoPeers, SnapshotRequest, SnapshotResponse, TransferRequest,

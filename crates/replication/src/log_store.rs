@@ -19,7 +19,7 @@ use openraft::{
     entry::RaftEntry as _,
     storage::{IOFlushed, LogState, RaftLogStorage},
 };
-use quipu_model::{Offset, RaftIndex};
+use quipu_model::{LogId, Offset, RaftIndex};
 use quipu_storage::{ControlKind, LogEntry, Payload, Reservation};
 use tokio::sync::oneshot;
 
@@ -289,14 +289,17 @@ impl RaftLogReader<Types> for LogReader {
             .group
             .log
             .key_log_ids(RaftIndex::new(first), RaftIndex::new(last));
-        // The log answers with the first and the last of each term; this version of openraft wants the last.
-        let mut lasts: Vec<RaftLogId> = Vec::new();
-        for id in ids.into_iter().map(to_raft_id) {
-            match lasts.last_mut() {
-                Some(last) if last.leader_id == id.leader_id => *last = id,
-                _ => lasts.push(id),
+        // The log names where terms begin; openraft wants where they end.
+        let mut lasts = Vec::new();
+        for pair in ids.windows(2) {
+            if let [before, id] = pair
+                && before.term != id.term
+            {
+                let end = LogId::new(before.term.get(), id.index.get() - 1);
+                lasts.push(to_raft_id(end));
             }
         }
+        lasts.extend(ids.last().copied().map(to_raft_id));
         Ok(lasts)
     }
 }

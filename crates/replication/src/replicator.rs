@@ -207,7 +207,8 @@ async fn keep(inner: Arc<Inner>, starter: Starter, mut running: Running) {
             // The sender lives in what this task holds.
             _ = trim_wanted.changed() => {
                 let before = *trim_wanted.borrow_and_update();
-                if let Err(error) = trim(&inner, &running.raft, before).await {
+                let wanted = before > inner.group.log.state().start_offset;
+                if wanted && let Err(error) = trim(&inner, &running.raft, before).await {
                     tracing::warn!(partition = %key, %error, "retention did not finish; the next trim tries again");
                 }
                 inner.group.trimmed.send_replace(before);

@@ -21,7 +21,7 @@ use crate::{
     group::{Group, SnapshotPoint},
     type_config::{
         Applied, Proposal, RaftEntry, RaftLogId, StoredMembership, Types, encode_membership,
-        from_raft_id, to_raft_id,
+        from_raft_id,
     },
 };
 
