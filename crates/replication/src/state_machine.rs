@@ -168,20 +168,16 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
             Some(point) => Some(point),
             None => self.group.applied_point().map_err(io::Error::other)?,
         };
-        let Some(point) = point else {
-            return Err(io::Error::other("nothing was applied yet"));
-        };
         let mut snapshots = self.group.snapshots.lock();
-        let newer = snapshots
-            .current
-            .as_ref()
-            .is_none_or(|c| c.last < point.last);
-        if newer {
-            snapshots.current = Some(point);
+        if snapshots.current.as_ref().map(|c| c.last) < point.as_ref().map(|p| p.last) {
+            snapshots.current = point;
         }
-        match snapshots.current.clone() {
-            Some(current) => Ok(snapshot_of(current)),
-            None => Err(io::Error::other("nothing was applied yet")),
-        }
+        let nothing = SnapshotOf::<Types, Manifest> {
+            meta: SnapshotMetaOf::<Types>::default(),
+            snapshot: Manifest {
+                next_offset: Offset::ZERO,
+            },
+        };
+        Ok(snapshots.current.clone().map_or(nothing, snapshot_of))
     }
 }

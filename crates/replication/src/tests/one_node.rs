@@ -1,8 +1,8 @@
 //! A group of one voter, end to end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::FuturesOrdered};
+use futures::{StreamExt, poll, stream::FuturesOrdered};
 use quipu_model::{Offset, ProducerEpoch, Sequence, TopicConfig, batch::split_batches};
 use quipu_storage::{
     RetentionPolicy,
@@ -156,31 +156,24 @@ async fn nothing_is_acknowledged_or_shown_before_it_is_flushed() {
     let node = Node::start(Arc::new(gated), TopicConfig::default()).await;
     gate.hold();
     let partition = node.partition.clone();
-    let mut waiting = tokio::spawn(async move {
-        let batch = numbered(1, 0, 0, 4);
-        partition.append(batch, Acks::All, LONG).await
-    });
+    let first = || partition.append(numbered(1, 0, 0, 4), Acks::All, LONG);
+    let mut waiting = Box::pin(first());
+    assert!(poll!(&mut waiting).is_pending());
     // The leader's own append comes before the flush, and behind the first batch.
-    let led = node
-        .partition
-        .append(numbered(1, 0, 4, 1), Acks::Leader, LONG);
+    let led = partition.append(numbered(1, 0, 4, 1), Acks::Leader, LONG);
     assert_eq!(led.await.unwrap().base_offset, at(4));
     // A duplicate in flight is not acknowledged earlier than its original.
-    let partition = node.partition.clone();
-    let mut duplicate = tokio::spawn(async move {
-        let batch = numbered(1, 0, 0, 4);
-        partition.append(batch, Acks::All, LONG).await
-    });
-    for task in [&mut waiting, &mut duplicate] {
-        let early = tokio::time::timeout(std::time::Duration::from_millis(50), task).await;
+    let mut duplicate = Box::pin(first());
+    for early in [&mut waiting, &mut duplicate] {
+        let early = tokio::time::timeout(Duration::from_millis(50), early).await;
         assert!(early.is_err(), "acknowledged before the flush");
     }
     assert_eq!(*node.partition.high_watermark().borrow(), Offset::ZERO);
     assert!(offsets_from(&node, 0).await.is_empty());
 
     gate.let_go();
-    assert_eq!(waiting.await.unwrap().unwrap().base_offset, at(0));
-    let duplicate = duplicate.await.unwrap().unwrap();
+    assert_eq!(waiting.await.unwrap().base_offset, at(0));
+    let duplicate = duplicate.await.unwrap();
     assert_eq!((duplicate.base_offset, duplicate.duplicate), (at(0), true));
     node.stop().await;
 }
@@ -194,7 +187,7 @@ async fn a_timeout_is_indefinite() {
     };
     let node = Node::start(Arc::new(gated), TopicConfig::default()).await;
     gate.hold();
-    let short = std::time::Duration::from_millis(20);
+    let short = Duration::from_millis(20);
     let batch = || numbered(1, 0, 0, 1);
     let error = node.partition.append(batch(), Acks::All, short).await;
     let error = error.unwrap_err();
@@ -277,18 +270,18 @@ async fn retention_trims_and_purges_and_a_restart_keeps_what_is_left() {
     // Raft's log is purged behind the trim, by the keeper.
     let mut waited = 0;
     while log.state().last_purged.is_none() && waited < 1000 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
         waited += 1;
     }
     assert!(
         log.state().last_purged.is_some(),
         "Raft's log was not purged"
     );
-    let crashed = disk.fork(8);
-    crashed.crash();
+    // What a killed process leaves.
+    let killed = disk.fork(8);
     node.stop().await;
 
-    for disk in [disk as Arc<dyn Disk>, Arc::new(crashed)] {
+    for disk in [disk as Arc<dyn Disk>, Arc::new(killed)] {
         let node = Node::start(disk, small_segments()).await;
         assert_eq!(node.partition.start_offset().get(), kept_from);
         let bases = offsets_from(&node, kept_from).await;
