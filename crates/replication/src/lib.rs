@@ -11,6 +11,7 @@ mod group;
 mod log_store;
 mod network;
 mod partition;
+mod receive;
 mod replicator;
 mod sequencer;
 mod state_machine;

@@ -308,6 +308,10 @@ impl Partition {
         drop(mark.wait_for(|mark| *mark > offset).await);
     }
 
+    pub(crate) fn raft(&self) -> Result<Raft, AppendError> {
+        Ok(self.running()?.raft)
+    }
+
     fn running(&self) -> Result<Running, AppendError> {
         if let Some(damage) = self.log().damage() {
             return Err(ReserveError::Damaged(damage).into());
@@ -420,7 +424,7 @@ impl Partition {
     /// Waits until this replica leads and has applied an entry of its own term: from then on its high watermark covers all
     /// that was ever acknowledged.
     pub async fn wait_leader(&self, timeout: Duration) -> Result<(), AppendError> {
-        let raft = self.running()?.raft;
+        let raft = self.raft()?;
         let wait = raft.wait(Some(timeout));
         let waiting = wait.metrics(
             |metrics| {

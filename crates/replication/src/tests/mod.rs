@@ -1,5 +1,6 @@
 //! Replicas over the real storage code.
 
+mod cluster;
 mod disk;
 mod one_node;
 mod raft_suite;
