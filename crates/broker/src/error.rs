@@ -1,6 +1,6 @@
 //! Why a request was refused: one type for every front.
 
-use quipu_model::{batch::BatchError, ConfigError, InvalidTopicName, NodeId, PartitionKey};
+use quipu_model::{ConfigError, InvalidTopicName, NodeId, PartitionKey, batch::BatchError};
 use quipu_replication::AppendError;
 use quipu_storage::{PartitionDamage, ReadError, ReserveError, StorageFailure};
 
@@ -169,7 +169,7 @@ impl From<ReserveError> for BrokerError {
 impl From<AppendError> for BrokerError {
     fn from(error: AppendError) -> Self {
         let reason = match &error {
-            AppendError::NotLeader { .. } => Reason::NotLeader,
+            AppendError::NotLeader { .. } | AppendError::LeadershipLost { .. } => Reason::NotLeader,
             AppendError::Fenced { .. } => Reason::ProducerFenced,
             AppendError::OutOfOrder { .. } => Reason::OutOfOrderSequence,
             AppendError::DuplicateTooOld { .. } => Reason::DuplicateSequence,

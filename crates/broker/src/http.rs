@@ -53,7 +53,9 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> TextReply {
     let core = &shared.core;
     let running = core.table.snapshot();
     let count: usize = running.values().map(|topic| topic.running().count()).sum();
-    core.metrics.partitions.set(i64::try_from(count).unwrap_or(i64::MAX));
+    core.metrics
+        .partitions
+        .set(i64::try_from(count).unwrap_or(i64::MAX));
     let mut body = String::new();
     match text::encode(&mut body, &shared.registry.lock()) {
         Ok(()) => reply(
@@ -69,7 +71,11 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> TextReply {
 async fn healthz(State(shared): State<Arc<Shared>>) -> TextReply {
     match shared.core.store.failure() {
         None => reply(StatusCode::OK, PLAIN, "ok\n".to_owned()),
-        Some(failure) => reply(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{failure}\n")),
+        Some(failure) => reply(
+            StatusCode::SERVICE_UNAVAILABLE,
+            PLAIN,
+            format!("{failure}\n"),
+        ),
     }
 }
 
@@ -93,6 +99,10 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> TextReply {
     };
     match trouble {
         None => reply(StatusCode::OK, PLAIN, "ready\n".to_owned()),
-        Some(trouble) => reply(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{trouble}\n")),
+        Some(trouble) => reply(
+            StatusCode::SERVICE_UNAVAILABLE,
+            PLAIN,
+            format!("{trouble}\n"),
+        ),
     }
 }

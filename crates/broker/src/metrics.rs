@@ -64,12 +64,14 @@ impl Metrics {
             ("none", &self.append_none),
         ] {
             let labels = [("acks".into(), acks.into())];
-            registry.sub_registry_with_labels(labels.into_iter()).register_with_unit(
-                "append_latency",
-                "From a produce request's arrival to its acknowledgement",
-                Unit::Seconds,
-                histogram.clone(),
-            );
+            registry
+                .sub_registry_with_labels(labels.into_iter())
+                .register_with_unit(
+                    "append_latency",
+                    "From a produce request's arrival to its acknowledgement",
+                    Unit::Seconds,
+                    histogram.clone(),
+                );
         }
         registry.register_with_unit(
             "fetch_latency",
@@ -80,14 +82,48 @@ impl Metrics {
     }
 
     fn register_counts(&self, registry: &mut Registry) {
-        registry.register("append_failures", "Batches that were not acknowledged", self.append_failures.clone());
-        registry.register_with_unit("produced", "Bytes of batches acknowledged", Unit::Bytes, self.bytes_in.clone());
-        registry.register("produced_records", "Records acknowledged", self.records_in.clone());
-        registry.register("produced_batches", "Batches acknowledged", self.batches_in.clone());
-        registry.register_with_unit("fetched", "Bytes of batches handed out", Unit::Bytes, self.bytes_out.clone());
-        registry.register("fetches", "Answers to fetch requests and messages of fetch streams", self.fetches.clone());
-        registry.register("partitions", "Replicas that run on this node", self.partitions.clone());
-        registry.register("grpc_connections", "Open gRPC connections", self.connections.clone());
+        registry.register(
+            "append_failures",
+            "Batches that were not acknowledged",
+            self.append_failures.clone(),
+        );
+        registry.register_with_unit(
+            "produced",
+            "Bytes of batches acknowledged",
+            Unit::Bytes,
+            self.bytes_in.clone(),
+        );
+        registry.register(
+            "produced_records",
+            "Records acknowledged",
+            self.records_in.clone(),
+        );
+        registry.register(
+            "produced_batches",
+            "Batches acknowledged",
+            self.batches_in.clone(),
+        );
+        registry.register_with_unit(
+            "fetched",
+            "Bytes of batches handed out",
+            Unit::Bytes,
+            self.bytes_out.clone(),
+        );
+        registry.register(
+            "fetches",
+            "Answers to fetch requests and messages of fetch streams",
+            self.fetches.clone(),
+        );
+        registry.register(
+            "partitions",
+            "Replicas that run on this node",
+            self.partitions.clone(),
+        );
+        registry.register(
+            "grpc_connections",
+            "Open gRPC connections",
+            self.connections.clone(),
+        );
     }
 
     pub(crate) fn appended(&self, acks: Acks, took: Duration, bytes: u64, records: u64) {
@@ -104,7 +140,9 @@ impl Metrics {
 
     pub(crate) fn append_failed(&self, reason: Reason) {
         let reason = format!("{reason:?}");
-        self.append_failures.get_or_create(&FailureLabels { reason }).inc();
+        self.append_failures
+            .get_or_create(&FailureLabels { reason })
+            .inc();
     }
 
     pub(crate) fn fetched(&self, took: Duration, bytes: u64) {

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 use quipu_model::TopicConfig;
 use quipu_replication::{NoPeers, Partition, Replicator};
 use quipu_storage::{
-    OpenError, PartitionDamage, RecoveryReport, Store, StorageFailure, UnrecoveredStore,
+    OpenError, PartitionDamage, RecoveryReport, StorageFailure, Store, UnrecoveredStore,
     io::{Clock, RealDisk, SystemClock},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
@@ -18,7 +18,9 @@ use crate::{
     error::{BrokerError, NodeFailure},
     grpc, http,
     memory::MemoryBudget,
-    metadata::{Controller, METADATA_KEY, Metadata, MetadataImage, Reconciler, ReplayError, Replayer},
+    metadata::{
+        Controller, METADATA_KEY, Metadata, MetadataImage, Reconciler, ReplayError, Replayer,
+    },
     metrics::Metrics,
     partitions::PartitionTable,
     retention,
@@ -95,7 +97,10 @@ impl Broker {
         let stop = CancellationToken::new();
         let parts = Parts::start(&config, &store, &clock, &stop, failure_sender).await?;
         let address = advertised(&config, addresses.grpc);
-        parts.controller.register(&address, store.directory_id()).await?;
+        parts
+            .controller
+            .register(&address, store.directory_id())
+            .await?;
 
         let core = Arc::new(Core {
             node: config.node_id,
@@ -151,10 +156,12 @@ impl Broker {
     pub fn failed(&self) -> impl Future<Output = NodeFailure> + Send + 'static {
         let mut failure = self.failure.clone();
         async move {
-            match failure.wait_for(Option::is_some).await.as_deref() {
-                Ok(Some(cause)) => cause.clone(),
+            let cause = failure.wait_for(Option::is_some).await;
+            let cause = cause.ok().and_then(|cause| cause.clone());
+            match cause {
+                Some(cause) => cause,
                 // The senders are gone: the node was shut down, and can fail no more.
-                _ => std::future::pending().await,
+                None => std::future::pending().await,
             }
         }
     }
@@ -169,9 +176,14 @@ impl Broker {
         self.core.stop.cancel();
         let mut servers = self.servers.into_iter();
         if let Some(mut grpc) = servers.next()
-            && tokio::time::timeout(self.shutdown_grace, &mut grpc).await.is_err()
+            && tokio::time::timeout(self.shutdown_grace, &mut grpc)
+                .await
+                .is_err()
         {
-            tracing::warn!("requests were still in flight after {:?}: cut", self.shutdown_grace);
+            tracing::warn!(
+                "requests were still in flight after {:?}: cut",
+                self.shutdown_grace
+            );
             grpc.abort();
         }
         for task in self.background {
@@ -228,8 +240,8 @@ async fn open_store(
     let path = config.data_dir.clone();
     let store = config.store.clone();
     tokio::task::spawn_blocking(move || {
-        let disk = RealDisk::new(&path)
-            .map_err(|error| StartError::DataDirectory { path, error })?;
+        let disk =
+            RealDisk::new(&path).map_err(|error| StartError::DataDirectory { path, error })?;
         let (store, report) = UnrecoveredStore::open(Arc::new(disk), clock, store)?.recover()?;
         if report.torn_bytes > 0 || report.records_replayed > 0 {
             tracing::info!(?report, "the data directory was recovered");
@@ -304,7 +316,9 @@ async fn start_metadata(
     metadata: &Metadata,
 ) -> Result<Partition, StartError> {
     let image = metadata.image();
-    let topic = image.topics().find(|topic| topic.id == MetadataImage::TOPIC_ID);
+    let topic = image
+        .topics()
+        .find(|topic| topic.id == MetadataImage::TOPIC_ID);
     let (voters, config) = topic.map_or((Box::default(), TopicConfig::default()), |topic| {
         let voters = topic.assignments.first().cloned().unwrap_or_default();
         (voters, topic.config.clone())

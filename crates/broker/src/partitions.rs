@@ -83,17 +83,21 @@ impl TopicPartitions {
     /// The partitions whose start has not been tried yet.
     pub(crate) fn unstarted(&self) -> impl Iterator<Item = PartitionKey> + '_ {
         let topic = self.topic.id;
-        (0..).zip(self.slots.iter()).filter_map(move |(number, slot)| {
-            slot.get().is_none().then_some(PartitionKey {
-                topic,
-                partition: PartitionId::new(number),
+        (0..)
+            .zip(self.slots.iter())
+            .filter_map(move |(number, slot)| {
+                slot.get().is_none().then_some(PartitionKey {
+                    topic,
+                    partition: PartitionId::new(number),
+                })
             })
-        })
     }
 
     /// The replicas that run.
     pub(crate) fn running(&self) -> impl Iterator<Item = &Running> {
-        self.slots.iter().filter_map(|slot| slot.get()?.as_ref().ok())
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.get()?.as_ref().ok())
     }
 }
 

@@ -58,9 +58,12 @@ impl Core {
         let deadline = started + request.max_wait.min(Fetch::LONGEST_WAIT);
         loop {
             let end = *high_watermark.borrow_and_update();
-            let batches = read_below(partition, request.offset, max_bytes, end).await?.bytes;
+            let batches = read_below(partition, request.offset, max_bytes, end)
+                .await?
+                .bytes;
             if batches.len() >= min_bytes || Instant::now() >= deadline {
-                self.metrics.fetched(started.elapsed(), batches.len() as u64);
+                self.metrics
+                    .fetched(started.elapsed(), batches.len() as u64);
                 return Ok(Fetched {
                     batches,
                     high_watermark: end,
@@ -137,7 +140,9 @@ impl FetchStream {
             _ => read.bytes,
         };
         self.memory = Some(self.core.fetch_memory.take(batches.len())?);
-        self.core.metrics.fetched(started.elapsed(), batches.len() as u64);
+        self.core
+            .metrics
+            .fetched(started.elapsed(), batches.len() as u64);
         Ok(Some(Fetched {
             batches,
             high_watermark,
@@ -165,7 +170,8 @@ impl FetchStream {
     }
 
     fn stopped_error(&self) -> BrokerError {
-        self.core.stopped_error(self.found.topic.topic.name.as_str())
+        self.core
+            .stopped_error(self.found.topic.topic.name.as_str())
     }
 }
 
@@ -223,12 +229,18 @@ mod tests {
             builder.append(TimestampMs::new(1), None, Some(b"a"), &[]);
             builder.append(TimestampMs::new(1), None, Some(b"b"), &[]);
             let batch = builder.build().unwrap();
-            batch.stamped(Offset::new(base), LeaderEpoch::new(1)).into_bytes()
+            batch
+                .stamped(Offset::new(base), LeaderEpoch::new(1))
+                .into_bytes()
         };
         let one = batch(0).len();
         let all: bytes::Bytes = [batch(0), batch(2), batch(4)].concat().into();
         for (end, kept) in [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (9, 3)] {
-            assert_eq!(cut_at(all.clone(), Offset::new(end)).len(), kept * one, "{end}");
+            assert_eq!(
+                cut_at(all.clone(), Offset::new(end)).len(),
+                kept * one,
+                "{end}"
+            );
         }
     }
 }

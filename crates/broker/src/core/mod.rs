@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use fetch::{Fetch, FetchStream, Fetched};
 pub(crate) use offsets::{ListedOffset, OffsetQuery};
 pub(crate) use produce::{Payload, Prepared, Produce};
-pub(crate) use topics::{ClusterDescription, PartitionDescription};
+pub(crate) use topics::PartitionDescription;
 
 use crate::{
     error::{BrokerError, NodeAddress},

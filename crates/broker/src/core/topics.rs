@@ -110,7 +110,10 @@ impl Core {
             .collect();
         nodes.sort_by_key(|node| node.id);
         ClusterDescription {
-            cluster_id: image.cluster_id.map(|id| id.to_string()).unwrap_or_default(),
+            cluster_id: image
+                .cluster_id
+                .map(|id| id.to_string())
+                .unwrap_or_default(),
             controller: self.metadata_leader(),
             nodes,
         }
@@ -118,7 +121,10 @@ impl Core {
 
     /// The node that leads the metadata partition, where it is known.
     pub(crate) fn metadata_leader(&self) -> Option<NodeId> {
-        let entry = self.table.topic(crate::metadata::MetadataImage::TOPIC).ok()?;
+        let entry = self
+            .table
+            .topic(crate::metadata::MetadataImage::TOPIC)
+            .ok()?;
         let running = entry.find(METADATA_KEY.partition).ok()?;
         running.partition.leader().0
     }

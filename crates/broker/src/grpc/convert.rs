@@ -257,13 +257,22 @@ mod tests {
     #[test]
     fn requests_that_say_nothing_are_refused() {
         let no_payload = v1::ProduceRequest::default();
-        assert_eq!(convert(no_payload).unwrap_err().reason, Reason::InvalidRequest);
+        assert_eq!(
+            convert(no_payload).unwrap_err().reason,
+            Reason::InvalidRequest
+        );
         let no_records = request(Vec::new());
-        assert_eq!(convert(no_records).unwrap_err().reason, Reason::InvalidBatch);
+        assert_eq!(
+            convert(no_records).unwrap_err().reason,
+            Reason::InvalidBatch
+        );
         let unknown_acks = v1::ProduceRequest {
             acks: 9,
             ..request(vec![v1::PlainRecord::default()])
         };
-        assert_eq!(convert(unknown_acks).unwrap_err().reason, Reason::InvalidRequest);
+        assert_eq!(
+            convert(unknown_acks).unwrap_err().reason,
+            Reason::InvalidRequest
+        );
     }
 }

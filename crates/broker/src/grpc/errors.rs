@@ -92,7 +92,10 @@ impl From<BrokerError> for Status {
         let message = error.message.clone();
         let mut metadata = std::collections::HashMap::from([
             ("retryable".to_owned(), error.retryable.to_string()),
-            ("outcome".to_owned(), error.outcome().as_str_name().to_owned()),
+            (
+                "outcome".to_owned(),
+                error.outcome().as_str_name().to_owned(),
+            ),
         ]);
         if let Some(leader) = &error.leader {
             metadata.insert("leader_id".to_owned(), leader.id.to_string());

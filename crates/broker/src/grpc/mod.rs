@@ -8,4 +8,4 @@ mod log_service;
 mod produce_stream;
 mod server;
 
-pub(crate) use server::{ServeError, Server, serve};
+pub(crate) use server::{Server, serve};

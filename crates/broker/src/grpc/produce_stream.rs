@@ -176,8 +176,7 @@ impl InFlight {
             correlation_id,
             response: None,
         });
-        let mut append: Running =
-            Box::pin(async move { (place, size, prepared.append().await) });
+        let mut append: Running = Box::pin(async move { (place, size, prepared.append().await) });
         match append.poll_unpin(cx) {
             Poll::Ready((place, size, result)) => self.finish(place, size, result),
             Poll::Pending => self.appends.push(append),

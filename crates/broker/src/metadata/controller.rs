@@ -12,11 +12,7 @@ use quipu_storage::io::Clock;
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
 
-use super::{
-    Metadata, MetadataImage, Topic,
-    image::config_of,
-    records,
-};
+use super::{Metadata, MetadataImage, Topic, image::config_of, records};
 use crate::error::{BrokerError, Reason};
 
 /// A topic to be created.
@@ -146,7 +142,8 @@ impl Controller {
                 topic_id: topic.id.as_bytes().to_vec().into(),
                 config: settings,
             };
-            self.commit(vec![Record::TopicConfigChanged(change)]).await?
+            self.commit(vec![Record::TopicConfigChanged(change)])
+                .await?
         };
         self.wait_reconciled(end).await?;
         changeable(&self.metadata.image(), name)
@@ -178,11 +175,15 @@ impl Controller {
                 node_id: self.node.get(),
                 next_id,
             };
-            self.commit(vec![Record::ProducerIdsReserved(block)]).await?;
+            self.commit(vec![Record::ProducerIdsReserved(block)])
+                .await?;
             *ids = first..next_id;
         }
         let id = ids.next().ok_or_else(|| {
-            BrokerError::new(Reason::Internal, "a reserved block of producer ids is empty")
+            BrokerError::new(
+                Reason::Internal,
+                "a reserved block of producer ids is empty",
+            )
         })?;
         Ok(ProducerId::new(id))
     }
@@ -239,7 +240,9 @@ fn changeable(image: &MetadataImage, name: &str) -> Result<Arc<Topic>, BrokerErr
 pub(crate) fn internal_topic(name: &TopicName) -> BrokerError {
     BrokerError::new(
         Reason::InternalTopic,
-        format!("{name} is internal (names that begin with \"__\" are the cluster's own): it can be read, not written, created, altered or deleted"),
+        format!(
+            "{name} is internal (names that begin with \"__\" are the cluster's own): it can be read, not written, created, altered or deleted"
+        ),
     )
 }
 
@@ -348,9 +351,13 @@ mod tests {
     #[test]
     fn replicas_go_around_the_nodes() {
         let name = TopicName::new("orders").unwrap();
-        let created =
-            check_new_topic(&image_of_nodes(3), &name, TopicId::default(), new_topic(4, 2))
-                .unwrap();
+        let created = check_new_topic(
+            &image_of_nodes(3),
+            &name,
+            TopicId::default(),
+            new_topic(4, 2),
+        )
+        .unwrap();
         let replicas: Vec<_> = created.partitions.into_iter().map(|p| p.replicas).collect();
         assert_eq!(replicas, [vec![1, 2], vec![2, 3], vec![3, 1], vec![1, 2]]);
     }
@@ -362,12 +369,27 @@ mod tests {
         bad_setting
             .settings
             .insert("no.such".to_owned(), "1".to_owned());
-        assert_eq!(refusal(&image, "a", new_topic(0, 1)), Reason::InvalidRequest);
-        assert_eq!(refusal(&image, "a", new_topic(10_001, 1)), Reason::InvalidRequest);
-        assert_eq!(refusal(&image, "a", new_topic(1, 0)), Reason::InvalidRequest);
-        assert_eq!(refusal(&image, "a", new_topic(1, 2)), Reason::InvalidRequest);
+        assert_eq!(
+            refusal(&image, "a", new_topic(0, 1)),
+            Reason::InvalidRequest
+        );
+        assert_eq!(
+            refusal(&image, "a", new_topic(10_001, 1)),
+            Reason::InvalidRequest
+        );
+        assert_eq!(
+            refusal(&image, "a", new_topic(1, 0)),
+            Reason::InvalidRequest
+        );
+        assert_eq!(
+            refusal(&image, "a", new_topic(1, 2)),
+            Reason::InvalidRequest
+        );
         assert_eq!(refusal(&image, "a", bad_setting), Reason::InvalidConfig);
-        assert_eq!(refusal(&image, "__a", new_topic(1, 1)), Reason::InternalTopic);
+        assert_eq!(
+            refusal(&image, "__a", new_topic(1, 1)),
+            Reason::InternalTopic
+        );
         assert_eq!(
             refusal(&image, "__cluster_metadata", new_topic(1, 1)),
             Reason::InternalTopic

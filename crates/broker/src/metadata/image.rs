@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use quipu_model::{ConfigError, InvalidTopicName, NodeId, PartitionKey, TopicConfig, TopicId, TopicName};
+use quipu_model::{
+    ConfigError, InvalidTopicName, NodeId, PartitionKey, TopicConfig, TopicId, TopicName,
+};
 use quipu_proto::internal::v1::{
     ClusterFormed, MetadataRecord, NodeRegistered, ProducerIdsReserved, TopicConfigChanged,
     TopicCreated, TopicDeleted, metadata_record::Record,
@@ -71,7 +73,9 @@ pub(crate) enum ImageError {
         record: &'static str,
         field: &'static str,
     },
-    #[error("a metadata record of a kind that this version does not know: run the newer version that wrote it")]
+    #[error(
+        "a metadata record of a kind that this version does not know: run the newer version that wrote it"
+    )]
     UnknownKind,
     #[error("topic {name} is created twice")]
     CreatedTwice { name: TopicName },
@@ -164,7 +168,11 @@ impl MetadataImage {
         let topic = Topic {
             name,
             id,
-            assignments: created.partitions.iter().map(|p| nodes(&p.replicas)).collect(),
+            assignments: created
+                .partitions
+                .iter()
+                .map(|p| nodes(&p.replicas))
+                .collect(),
             config: config_of(&created.config)?,
             settings: Arc::new(created.config),
         };
@@ -186,7 +194,10 @@ impl MetadataImage {
 
     fn delete_topic(&mut self, deleted: &TopicDeleted) -> Result<(), ImageError> {
         let id = topic_id(&deleted.topic_id, "TopicDeleted")?;
-        let topic = self.by_id.remove(&id).ok_or(ImageError::NoSuchTopic { id })?;
+        let topic = self
+            .by_id
+            .remove(&id)
+            .ok_or(ImageError::NoSuchTopic { id })?;
         self.by_name.remove(&topic.name);
         Ok(())
     }
@@ -288,7 +299,9 @@ mod tests {
     #[test]
     fn topics_come_change_and_go() {
         let mut image = image();
-        image.apply(created("orders", 7, &[("retention.bytes", "1000")])).unwrap();
+        image
+            .apply(created("orders", 7, &[("retention.bytes", "1000")]))
+            .unwrap();
         let before = image.clone();
         let change = Record::TopicConfigChanged(TopicConfigChanged {
             topic_id: vec![7; 16].into(),

@@ -22,10 +22,7 @@ pub(crate) enum DecodeError {
 }
 
 /// One batch of all `records`, which are taken in together or not at all.
-pub(crate) fn to_batch(
-    records: Vec<Record>,
-    now: TimestampMs,
-) -> Result<RecordBatch, BatchError> {
+pub(crate) fn to_batch(records: Vec<Record>, now: TimestampMs) -> Result<RecordBatch, BatchError> {
     let mut builder = BatchBuilder::new(Compression::None);
     for record in records {
         let message = MetadataRecord {
