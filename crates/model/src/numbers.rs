@@ -159,3 +159,41 @@ pub struct Vote {
     /// Whether the candidate is known to have won.
     pub committed: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{LeaderEpoch, Offset, Position, ProducerId, Sequence, Term};
+
+    #[test]
+    fn sequences_wrap_from_the_largest_to_zero() {
+        let last = Sequence::new(i32::MAX);
+        assert_eq!(last.plus(0), last);
+        assert_eq!(last.plus(1), Sequence::new(0));
+        assert_eq!(Sequence::new(i32::MAX - 2).plus(5), Sequence::new(2));
+        assert_eq!(Sequence::new(7).plus(i32::MAX as u32), Sequence::new(6));
+        assert_eq!(last.plus(u32::MAX), Sequence::new(i32::MAX - 1));
+    }
+
+    #[test]
+    fn offsets_and_positions_saturate_at_their_ends() {
+        assert_eq!(Offset::ZERO.plus(3).since(Offset::new(1)), 2);
+        assert_eq!(Offset::new(1).since(Offset::new(3)), 0);
+        assert_eq!(Offset::new(u64::MAX).plus(1), Offset::new(u64::MAX));
+        assert_eq!(Position::new(u64::MAX).plus(1), Position::new(u64::MAX));
+    }
+
+    #[test]
+    fn terms_that_the_format_has_no_room_for_saturate() {
+        assert_eq!(Term::new(5).leader_epoch(), LeaderEpoch::new(5));
+        assert_eq!(
+            Term::new(1 << 40).leader_epoch(),
+            LeaderEpoch::new(i32::MAX)
+        );
+    }
+
+    #[test]
+    fn only_producer_ids_from_zero_up_name_a_producer() {
+        assert!(ProducerId::new(0).is_some());
+        assert!(!ProducerId::NONE.is_some());
+    }
+}

@@ -1,302 +1,179 @@
-//! One partition's log.
+//! One partition's log: the batches in its segments, and what Raft keeps beside them.
 
-use std::sync::Arc;
+mod active;
+mod append;
+mod core;
+mod cut;
+mod error;
+mod index;
+mod maintain;
+mod producers;
+mod raft_map;
+mod read;
+mod recover;
+mod scan;
+mod seal;
+mod segment;
+mod state;
+mod types;
 
-use bytes::Bytes;
-use quipu_model::{
-    LogId, Offset, PartitionKey, ProducerEpoch, ProducerId, RaftIndex, RecordBatch, Sequence, Term,
-    TimestampMs, TopicConfig, Vote,
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
 };
 
-use crate::{Completion, PartitionDamage, StorageFailure};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quipu_model::{LogId, Offset, PartitionKey, ProducerId, TopicConfig, Vote};
 
-/// What a Raft entry that is not a batch is for. The numbers are on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum ControlKind {
-    /// A new leader's first entry.
-    Blank = 1,
-    /// A change of voters; the bytes are replication's own.
-    Membership = 2,
-    /// Records below an offset may be deleted (retention); the bytes are the offset, big-endian.
-    Trim = 3,
-}
-
-/// A Raft entry that is not a batch: it takes an index but no offset.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Control {
-    pub kind: ControlKind,
-    pub bytes: Bytes,
-}
-
-/// What a Raft entry carries.
-#[derive(Clone, Debug)]
-pub enum Payload {
-    /// A batch. On append, its base offset is stamped with the log's end; an entry from a leader's log must already
-    /// carry exactly that.
-    Batch(RecordBatch),
-    Control(Control),
-}
-
-/// One Raft entry.
-#[derive(Clone, Debug)]
-pub struct LogEntry {
-    pub id: LogId,
-    pub payload: Payload,
-}
-
-/// An entry without a batch's bytes: what applying needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntryInfo {
-    pub id: LogId,
-    pub kind: EntryKind,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EntryKind {
-    /// A batch with the offsets of its records: from `base` up to, not including, `next`.
-    Batch {
-        base: Offset,
-        next: Offset,
+pub use self::{
+    append::Reservation,
+    error::{AppendError, ReadError, ReserveError},
+    producers::MAX_PRODUCER_BATCHES,
+    types::{
+        Control, ControlKind, EntryInfo, EntryKind, LogEntry, LogState, Payload, ProducerBatch, ProducerTail, ReadBatches,
+        RetentionPolicy, TimestampedOffset,
     },
-    Control(Control),
-}
+};
+pub(crate) use self::{append::is_full, maintain::Captured, recover::RecoveringLog, state::PartitionState};
+use self::{
+    core::{CoreError, LogCore},
+    segment::SegmentError,
+};
+use crate::{
+    PartitionDamage,
+    store::Context,
+    wal::{Lsn, StorageFailure},
+};
 
-/// What a partition's log holds at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogState {
-    /// The last entry that Raft may no longer ask for.
-    pub last_purged: Option<LogId>,
-    /// The last entry appended (or purged, where the log is empty).
-    pub last: Option<LogId>,
-    /// The last entry known to be durable.
-    pub flushed: Option<LogId>,
-    /// The first offset still kept.
-    pub start_offset: Offset,
-    /// The offset that the next record gets.
-    pub end_offset: Offset,
-    /// Bytes of batches kept.
-    pub size_bytes: u64,
-    pub segments: u32,
-}
-
-/// A producer's newest batch in the log, and the last few before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProducerTail {
-    pub epoch: ProducerEpoch,
-    /// The newest batches, oldest first, at most five (Kafka's bound on batches in flight): first sequence, last
-    /// sequence, base offset.
-    pub batches: Vec<(Sequence, Sequence, Offset)>,
-}
-
-/// A run of whole batches read from a log.
-#[derive(Clone, Debug)]
-pub struct ReadBatches {
-    /// Lent from the segment's map, not copied. The first batch may begin before the offset asked for.
-    pub bytes: Bytes,
-    /// The offset after the last batch: where to read on.
-    pub next_offset: Offset,
-}
-
-/// An offset found by time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TimestampedOffset {
-    pub offset: Offset,
-    pub timestamp: TimestampMs,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum AppendError {
-    /// A leader's entry does not fit behind this log's end: a bug or damage, never to be written.
-    #[error("entry {id} of {key} does not continue the log: {detail}")]
-    Discontinuous {
-        key: PartitionKey,
-        id: LogId,
-        detail: String,
-    },
-    #[error(transparent)]
-    Damaged(#[from] Arc<PartitionDamage>),
-    #[error(transparent)]
-    Failed(#[from] StorageFailure),
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    #[error("offset {offset} is out of range: {key} holds offsets {start} to {end}")]
-    OutOfRange {
-        key: PartitionKey,
-        offset: Offset,
-        start: Offset,
-        end: Offset,
-    },
-    #[error(transparent)]
-    Damaged(#[from] Arc<PartitionDamage>),
-    #[error("reading {path}: {error}")]
-    Io {
-        path: std::path::PathBuf,
-        error: std::io::Error,
-    },
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ReserveError {
-    /// Nothing was written; reads go on; it heals by itself once there is room.
-    #[error(
-        "no room for {bytes} bytes in {path}: {detail}; free space on the disk, or lower the topics' retention"
-    )]
-    DiskFull {
-        path: std::path::PathBuf,
-        bytes: u64,
-        detail: String,
-    },
-    /// The write-ahead log waits for a checkpoint: try again shortly.
-    #[error("the write-ahead log is full until the running checkpoint ends; retry shortly")]
-    Busy,
-    #[error(transparent)]
-    Damaged(#[from] Arc<PartitionDamage>),
-    #[error(transparent)]
-    Failed(#[from] StorageFailure),
-}
-
-/// Room for a batch, taken before it is proposed, so that appending it cannot meet a full disk. Dropped once the batch was
-/// appended or given up.
-#[derive(Debug)]
-pub struct Reservation {
-    _private: (),
-}
-
-/// Which closed segments may go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RetentionPolicy {
-    pub max_age_ms: Option<u64>,
-    pub max_bytes: Option<u64>,
-    pub max_records: Option<u64>,
-}
-
-/// One partition's log: a handle that is cheap to share. Writes come from one task at a time; reads from any thread.
+/// One partition's log: a handle to share. Entries come from one task at a time (Raft's); reads from any thread.
 #[derive(Debug)]
 pub struct PartitionLog {
     key: PartitionKey,
+    context: Arc<Context>,
+    inner: Mutex<Inner>,
+    damage: OnceLock<Arc<PartitionDamage>>,
+    /// What was applied as of the last start's checkpoint.
+    recovered_applied: Applied,
 }
 
-#[allow(unused_variables)]
+/// What Raft has applied: the last entry, and the membership in force with the entry that set it.
+pub type Applied = (Option<LogId>, Option<(LogId, Bytes)>);
+
+/// All that a write changes together.
+#[derive(Debug)]
+struct Inner {
+    core: LogCore,
+    /// The entries not yet applied, oldest first: applying them reads nothing from a segment.
+    recent: VecDeque<EntryInfo>,
+    applied: Applied,
+    /// The last record that this partition submitted to the write-ahead log.
+    lsn: Lsn,
+    /// Bytes promised to batches on their way here.
+    reserved_bytes: u64,
+    /// The encoded state of the last checkpoint; `None` once something has changed.
+    captured: Option<Bytes>,
+    removed: bool,
+}
+
 impl PartitionLog {
+    /// Which partition this is.
     pub fn key(&self) -> PartitionKey {
         self.key
     }
+
+    /// What the log holds now.
     pub fn state(&self) -> LogState {
-        unimplemented!()
+        let inner = self.inner.lock();
+        let core = &inner.core;
+        LogState {
+            last_purged: core.last_purged,
+            last: core.last,
+            start_offset: core.start_offset,
+            end_offset: core.end_offset,
+            size_bytes: core.size_bytes(),
+            segments: core.segments().count() as u32,
+        }
     }
+
+    /// The vote last stored.
+    pub fn vote(&self) -> Option<Vote> {
+        self.inner.lock().core.vote
+    }
+
     /// The damage for which the partition is not served, if any.
     pub fn damage(&self) -> Option<Arc<PartitionDamage>> {
-        unimplemented!()
+        self.damage.get().cloned()
     }
+
+    /// Changes the topic's settings; those for segments hold from the next one on.
     pub fn set_config(&self, config: TopicConfig) {
-        unimplemented!()
+        self.inner.lock().core.config = config;
     }
 
-    /// Checks for and takes room for a batch of `bytes` bytes.
-    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, ReserveError> {
-        unimplemented!()
-    }
-    /// Appends entries that continue the log: they can be read at once; `done` is called when they are durable.
-    pub fn append(&self, entries: Vec<LogEntry>, done: Completion) -> Result<(), AppendError> {
-        unimplemented!()
-    }
-    /// Stores a vote; `done` is called once it, and all that was appended before, is durable.
-    pub fn save_vote(&self, vote: Vote, done: Completion) -> Result<(), AppendError> {
-        unimplemented!()
-    }
-    pub fn vote(&self) -> Option<Vote> {
-        unimplemented!()
-    }
-    /// Drops all entries after `last`.
-    pub fn truncate_after(&self, last: Option<LogId>) -> Result<(), AppendError> {
-        unimplemented!()
-    }
-    /// Forgets entries up to and including `upto` for Raft (their records stay until trimmed). Past the log's end, the log
-    /// is emptied and goes on at `next_offset`.
-    pub fn purge(&self, upto: LogId, next_offset: Offset) -> Result<(), AppendError> {
-        unimplemented!()
-    }
-    /// Deletes the closed segments whose records all lie below `before`, and makes `before` the first offset served.
-    pub fn trim(&self, before: Offset) -> Result<(), AppendError> {
-        unimplemented!()
-    }
-
-    /// Notes what Raft has applied (membership bytes included), for the next checkpoint to keep. A checkpoint never
-    /// stores it ahead of what is flushed.
-    pub fn set_applied(&self, applied: LogId, membership: Option<(LogId, Bytes)>) {
-        unimplemented!()
-    }
-    /// What was applied as of the last start's checkpoint, clamped to the recovered log's end.
-    pub fn recovered_applied(&self) -> (Option<LogId>, Option<(LogId, Bytes)>) {
-        unimplemented!()
-    }
-
-    /// The term of an entry, from the table of terms; `None` outside the log.
-    pub fn term_of(&self, index: RaftIndex) -> Option<Term> {
-        unimplemented!()
-    }
-    /// The first and last entry of each term in a range (for Raft's search of a common point).
-    pub fn key_log_ids(&self, first: RaftIndex, last: RaftIndex) -> Vec<LogId> {
-        unimplemented!()
-    }
-    /// Entries `first` to `end` (exclusive), at most about `max_bytes` of them but at least one where there is one.
-    pub fn entries(
-        &self,
-        first: RaftIndex,
-        end: RaftIndex,
-        max_bytes: usize,
-    ) -> Result<Vec<LogEntry>, ReadError> {
-        unimplemented!()
-    }
-    /// The same without the batches' bytes.
-    pub fn entry_infos(
-        &self,
-        first: RaftIndex,
-        end: RaftIndex,
-    ) -> Result<Vec<EntryInfo>, ReadError> {
-        unimplemented!()
-    }
-    /// The last entry of the last closed segment that lies wholly below `offset`: up to where Raft's log may be purged
-    /// after a trim, with the offset that follows it.
-    pub fn purge_point(&self) -> Option<(LogId, Offset)> {
-        unimplemented!()
-    }
-
-    /// Whole batches from the one that holds `from` on: at most `max_bytes` (at least one batch), all below `up_to`.
-    pub fn read(
-        &self,
-        from: Offset,
-        max_bytes: usize,
-        up_to: Offset,
-    ) -> Result<ReadBatches, ReadError> {
-        unimplemented!()
-    }
-    /// Whether reading from `from` is known not to wait for the disk: then it may be done on an async worker.
-    pub fn is_warm(&self, from: Offset) -> bool {
-        unimplemented!()
-    }
-    /// The first record at or after `timestamp` whose offset is below `up_to`.
-    pub fn offset_for_timestamp(
-        &self,
-        timestamp: TimestampMs,
-        up_to: Offset,
-    ) -> Result<Option<TimestampedOffset>, ReadError> {
-        unimplemented!()
-    }
-
+    /// What the log remembers of an idempotent producer.
     pub fn producer_tail(&self, id: ProducerId) -> Option<ProducerTail> {
-        unimplemented!()
+        self.inner.lock().core.producers.tail(id)
     }
 
-    /// Up to which offset the policy lets records go now: the end of the last closed segment to delete.
-    pub fn retention_point(&self, policy: RetentionPolicy, now: TimestampMs) -> Option<Offset> {
-        unimplemented!()
+    /// Notes what Raft has applied, for the next checkpoint to keep.
+    pub fn set_applied(&self, applied: LogId, membership: Option<(LogId, Bytes)>) {
+        let mut inner = self.inner.lock();
+        while inner.recent.front().is_some_and(|entry| entry.id.index <= applied.index) {
+            inner.recent.pop_front();
+        }
+        inner.applied.0 = Some(applied);
+        if membership.is_some() {
+            inner.applied.1 = membership;
+        }
+        inner.captured = None;
     }
-    /// Closes the active segment where it is older than `segment.ms`.
-    pub fn roll_if_due(&self, now: TimestampMs) -> Result<(), AppendError> {
-        unimplemented!()
+
+    /// What was applied as of the last start's checkpoint: never past the recovered log's end.
+    pub fn recovered_applied(&self) -> Applied {
+        self.recovered_applied.clone()
+    }
+
+    fn check_undamaged(&self) -> Result<(), Arc<PartitionDamage>> {
+        self.damage().map_or(Ok(()), Err)
+    }
+
+    /// Stops serving the partition: bytes that were acknowledged are no longer what was written.
+    fn latch_damage(&self, path: PathBuf, position: u64, detail: String) -> Arc<PartitionDamage> {
+        let damage = Arc::clone(self.damage.get_or_init(|| {
+            let damage = PartitionDamage { key: self.key, path, position, detail };
+            tracing::error!(%damage, "a partition is no longer served");
+            Arc::new(damage)
+        }));
+        damage
+    }
+
+    fn read_error(&self, path: PathBuf, error: SegmentError) -> ReadError {
+        match error {
+            SegmentError::Rot { position, detail } => self.latch_damage(path, position.get(), detail).into(),
+            SegmentError::Io(error) => ReadError::Io { path, error },
+        }
+    }
+
+    /// What a failed change means: a disk that does not write ends the node, rot ends this partition.
+    fn append_error(&self, error: CoreError) -> AppendError {
+        match error {
+            CoreError::Segment(path, SegmentError::Rot { position, detail }) => {
+                self.latch_damage(path, position.get(), detail).into()
+            }
+            CoreError::Segment(path, SegmentError::Io(error)) => self.fail("read", path, error).into(),
+            CoreError::Io(operation, path, error) => self.fail(operation, path, error).into(),
+        }
+    }
+
+    fn fail(&self, operation: &'static str, path: PathBuf, error: std::io::Error) -> StorageFailure {
+        let failure = StorageFailure { operation, path, error: Arc::new(error) };
+        self.context.wal.fail(failure.clone());
+        failure
+    }
+
+    fn out_of_range(&self, offset: Offset, start: Offset, end: Offset) -> ReadError {
+        ReadError::OutOfRange { key: self.key, offset, start, end }
     }
 }

@@ -1,13 +1,31 @@
 //! A data directory: all partitions of a node and their write-ahead log.
 
-use std::{path::PathBuf, sync::Arc};
+mod checkpoint;
+mod context;
+mod error;
+mod format;
+mod housekeeper;
+mod open;
 
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+};
+
+use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
-use quipu_model::{Offset, PartitionKey, TopicConfig};
+use quipu_model::{LogId, Offset, PartitionKey, TopicConfig};
 
+pub(crate) use self::context::Context;
+pub use self::{
+    error::{OpenError, PartitionDamage},
+    open::{RecoveryReport, UnrecoveredStore},
+};
 use crate::{
-    PartitionLog, StorageFailure,
-    io::{Clock, Disk},
+    PartitionLog,
+    log::RecoveringLog,
+    wal::{RecordKind, StorageFailure, WalRecord},
 };
 
 /// How a store behaves.
@@ -23,131 +41,134 @@ pub struct StoreConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self {
-            wal_file_bytes: 64 << 20,
-            checkpoint_bytes: 256 << 20,
-            wal_max_bytes: 1 << 30,
-        }
+        Self { wal_file_bytes: 64 << 20, checkpoint_bytes: 256 << 20, wal_max_bytes: 1 << 30 }
     }
 }
 
-/// Bytes that were acknowledged once and are no longer what was written.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error(
-    "{key} is damaged in {path} at position {position}: {detail}; nothing was deleted; bring the file back from a copy, or replace this replica"
-)]
-pub struct PartitionDamage {
-    pub key: PartitionKey,
-    pub path: PathBuf,
-    pub position: u64,
-    pub detail: String,
-}
-
-/// Why a data directory was not opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error(
-        "data directory {path} is in use by another process: stop it, or give another --data-dir"
-    )]
-    InUse { path: PathBuf },
-    #[error(
-        "data directory {path} has format {found}; this version reads up to {supported}: run the newer version that wrote it"
-    )]
-    NewerFormat {
-        path: PathBuf,
-        found: u32,
-        supported: u32,
-    },
-    #[error("{path} is damaged at position {position}: {detail}; nothing was changed or deleted")]
-    Damaged {
-        path: PathBuf,
-        position: u64,
-        detail: String,
-    },
-    #[error("{operation} {path}: {error}")]
-    Io {
-        operation: &'static str,
-        path: PathBuf,
-        error: std::io::Error,
-    },
-}
-
-/// What recovery found and did.
-#[derive(Clone, Debug, Default)]
-pub struct RecoveryReport {
-    pub partitions: usize,
-    pub records_replayed: u64,
-    pub bytes_replayed: u64,
-    /// Bytes of never acknowledged records cut off the write-ahead log's torn end.
-    pub torn_bytes: u64,
-    pub damaged: Vec<PartitionDamage>,
-    pub took_ms: u64,
-}
-
-/// A data directory that is locked and of a known format, but not yet read.
+/// An open data directory. Dropping it without [`Store::close`] is a crash, as far as the disk is concerned: nothing
+/// acknowledged is lost.
 #[derive(Debug)]
-pub struct UnrecoveredStore {}
-
-#[allow(unused_variables)]
-impl UnrecoveredStore {
-    /// Locks a data directory, creating it where it is absent or empty.
-    pub fn open(
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
-        config: StoreConfig,
-    ) -> Result<Self, OpenError> {
-        unimplemented!()
-    }
-    /// Loads the last checkpoint and replays the write-ahead log over it.
-    pub fn recover(self) -> Result<(Store, RecoveryReport), OpenError> {
-        unimplemented!()
-    }
+pub struct Store {
+    context: Arc<Context>,
+    partitions: Partitions,
+    directory_id: [u8; 16],
+    housekeeper: Mutex<Option<housekeeper::Housekeeper>>,
+    _lock: Box<dyn std::fmt::Debug + Send + Sync>,
 }
 
-/// An open data directory. Dropping it without [`Store::close`] is a crash as far as the disk is concerned.
-#[derive(Debug)]
-pub struct Store {}
+type Partitions = Arc<RwLock<HashMap<PartitionKey, Arc<PartitionLog>>>>;
 
-#[allow(unused_variables)]
 impl Store {
     /// The random id that the directory got when it was created.
     pub fn directory_id(&self) -> [u8; 16] {
-        unimplemented!()
+        self.directory_id
     }
-    pub fn create_partition(
-        &self,
-        key: PartitionKey,
-        config: TopicConfig,
-    ) -> Result<Arc<PartitionLog>, OpenError> {
-        unimplemented!()
+
+    /// Creates an empty partition, or gives the one that is there.
+    ///
+    /// # Errors
+    /// Where its directory cannot be made.
+    pub fn create_partition(&self, key: PartitionKey, config: TopicConfig) -> Result<Arc<PartitionLog>, OpenError> {
+        if let Some(log) = self.partition(key) {
+            log.set_config(config);
+            return Ok(log);
+        }
+        let (disk, now) = (Arc::clone(&self.context.disk), self.context.clock.now());
+        let dir = partition_dir(key);
+        let io = |error| OpenError::Io { operation: "creating", path: dir.clone(), error };
+        disk.create_dir_all(&dir).map_err(io)?;
+        // Its name must be durable before its first record: a replay passes over records of partitions without a directory.
+        for parent in dir.ancestors().skip(1) {
+            disk.sync_dir(parent).map_err(io)?;
+        }
+        let recovering = RecoveringLog::new(disk, dir.clone(), key, config, now);
+        let log = recovering.finish(Arc::clone(&self.context)).map_err(io)?;
+        Ok(Arc::clone(self.partitions.write().entry(key).or_insert(log)))
     }
+
+    /// A partition of this store.
     pub fn partition(&self, key: PartitionKey) -> Option<Arc<PartitionLog>> {
-        unimplemented!()
+        self.partitions.read().get(&key).cloned()
     }
+
+    /// All partitions of this store, in no order.
     pub fn partitions(&self) -> Vec<PartitionKey> {
-        unimplemented!()
+        self.partitions.read().keys().copied().collect()
     }
-    /// Removes a partition and its files; its handle fails from then on. No error where there is none.
+
+    /// Removes a partition and its files. No error where there is none. Blocks until that is durable.
+    ///
+    /// # Errors
+    /// Where the store has failed.
     pub fn remove_partition(&self, key: PartitionKey) -> Result<(), StorageFailure> {
-        unimplemented!()
+        let Some(log) = self.partitions.write().remove(&key) else { return Ok(()) };
+        log.mark_removed();
+        let record = WalRecord {
+            key,
+            kind: RecordKind::Removed,
+            log_id: LogId::default(),
+            base_offset: Offset::ZERO,
+            payload: Default::default(),
+        };
+        let (sender, flushed) = mpsc::sync_channel(1);
+        self.context.wal.submit(vec![record], Box::new(move |result| {
+            let _ = sender.send(result);
+        }))?;
+        if let Ok(result) = flushed.recv() {
+            result?;
+        }
+        self.context.remove_dir(partition_dir(key));
+        Ok(())
     }
+
     /// Makes all that is in the segments durable and lets the write-ahead log forget it. Blocks.
+    ///
+    /// # Errors
+    /// Where the store has failed.
     pub fn checkpoint(&self) -> Result<(), StorageFailure> {
-        unimplemented!()
+        checkpoint::run(&self.context, &self.partitions)
     }
-    /// Checkpoints and stops the threads. Blocks.
+
+    /// Checkpoints and stops the threads; the store takes nothing more. Blocks.
+    ///
+    /// # Errors
+    /// Where the store has failed.
     pub fn close(&self) -> Result<(), StorageFailure> {
-        unimplemented!()
+        if let Some(housekeeper) = self.housekeeper.lock().take() {
+            housekeeper.stop(&self.context);
+        }
+        let outcome = self.checkpoint();
+        self.context.wal.close();
+        outcome
     }
+
     /// The first failed write or sync, once there was one. The node must end then.
     pub fn failure(&self) -> Option<StorageFailure> {
-        unimplemented!()
+        self.context.wal.failure()
     }
-    /// Calls `f` (on the failing thread) when the store fails.
+
+    /// Calls `f`, on the thread that meets it, when the store fails.
     pub fn on_failure(&self, f: Box<dyn FnOnce(StorageFailure) + Send>) {
-        unimplemented!()
+        self.context.wal.on_failure(f);
     }
+
+    /// Adds the store's metrics to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        unimplemented!()
+        self.context.wal.metrics().register(registry);
+        self.context.metrics.register(registry);
     }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some(housekeeper) = self.housekeeper.lock().take() {
+            housekeeper.stop(&self.context);
+        }
+        self.context.wal.close();
+    }
+}
+
+/// The directory of a partition: named by ids, never by what a client chose.
+fn partition_dir(key: PartitionKey) -> PathBuf {
+    Path::new("topics").join(key.topic.to_string()).join(key.partition.to_string())
 }

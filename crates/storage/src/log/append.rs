@@ -1,0 +1,188 @@
+//! Taking entries in.
+
+use std::{collections::VecDeque, io, sync::Arc};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quipu_model::{LogId, Offset, RecordBatch, TimestampMs, Vote};
+
+use super::{
+    AppendError, Inner, PartitionLog, ReserveError,
+    core::CoreError,
+    types::{Control, EntryInfo, EntryKind, LogEntry, Payload},
+};
+use crate::wal::{Completion, RecordKind, RoomError, WalRecord};
+
+/// Room for a batch, taken before it is proposed, so that appending it cannot meet a full disk. Drop it once the batch was
+/// appended or given up.
+#[derive(Debug)]
+pub struct Reservation {
+    log: Arc<PartitionLog>,
+    bytes: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.log.inner.lock().reserved_bytes -= self.bytes;
+    }
+}
+
+impl PartitionLog {
+    /// Checks for and takes room for a batch of `bytes` bytes.
+    ///
+    /// # Errors
+    /// Nothing has happened then; all but damage and failure heal by themselves.
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, ReserveError> {
+        self.check_undamaged()?;
+        self.context.wal.has_room(bytes).map_err(|error| match error {
+            RoomError::Busy => {
+                self.context.request_checkpoint();
+                ReserveError::Busy
+            }
+            RoomError::DiskFull { path, detail } => ReserveError::DiskFull { path, bytes, detail },
+            RoomError::Failed(failure) => failure.into(),
+        })?;
+        let mut inner = self.inner.lock();
+        let wanted = inner.reserved_bytes + bytes;
+        let core = &mut inner.core;
+        let held = core.active.as_ref().map_or(0, |active| active.len());
+        let room = if held > 0 && held + wanted <= core.config.segment_bytes {
+            core.active.as_mut().map_or(Ok(()), |active| active.allocate(wanted))
+        } else if wanted == bytes || wanted <= core.config.segment_bytes {
+            // Some of what is on its way may still go to the active segment, the rest to the next: both have room for all.
+            core.ensure_spare(wanted).and_then(|()| core.active.as_mut().map_or(Ok(()), |active| active.allocate(wanted)))
+        } else {
+            return Err(ReserveError::Busy);
+        };
+        match room {
+            Ok(()) => {
+                inner.reserved_bytes = wanted;
+                drop(inner);
+                Ok(Reservation { log: Arc::clone(self), bytes })
+            }
+            Err(error) if is_full(&error) => {
+                Err(ReserveError::DiskFull { path: core.dir.clone(), bytes, detail: error.to_string() })
+            }
+            Err(error) => {
+                let path = core.dir.clone();
+                Err(self.fail("allocate", path, error).into())
+            }
+        }
+    }
+
+    /// Appends entries that continue the log. They can be read at once; `done` is called when they are durable. On an
+    /// error `done` is never called.
+    ///
+    /// # Errors
+    /// Where an entry does not continue the log, or the partition or the store has failed.
+    pub fn append(&self, entries: Vec<LogEntry>, done: Completion) -> Result<(), AppendError> {
+        self.check_undamaged()?;
+        let now = self.context.clock.now();
+        let mut inner = self.inner.lock();
+        self.check_continues(&inner, &entries)?;
+        let mut records = Vec::with_capacity(entries.len());
+        for entry in entries {
+            records.push(self.push(&mut inner, entry, now).map_err(|error| self.append_error(error))?);
+        }
+        inner.core.write_pending().map_err(|error| self.append_error(error))?;
+        self.submit(&mut inner, records, done)?;
+        self.start_writeback(&mut inner);
+        drop(inner);
+        self.context.checkpoint_if_due();
+        Ok(())
+    }
+
+    /// Stores a vote; `done` is called once it, and all that was submitted before it, is durable.
+    ///
+    /// # Errors
+    /// Where the partition or the store has failed.
+    pub fn save_vote(&self, vote: Vote, done: Completion) -> Result<(), AppendError> {
+        self.check_undamaged()?;
+        let mut inner = self.inner.lock();
+        inner.core.vote = Some(vote);
+        let mut payload = BytesMut::with_capacity(9);
+        payload.put_u64_le(vote.node.get());
+        payload.put_u8(u8::from(vote.committed));
+        let id = LogId { term: vote.term, ..LogId::default() };
+        let record = self.record(RecordKind::Vote, id, Offset::ZERO, [payload.freeze(), Bytes::new()]);
+        self.submit(&mut inner, vec![record], done)
+    }
+
+    pub(super) fn record(&self, kind: RecordKind, log_id: LogId, base_offset: Offset, payload: [Bytes; 2]) -> WalRecord {
+        WalRecord { key: self.key, kind, log_id, base_offset, payload }
+    }
+
+    /// Queues records for the write-ahead log, in the order in which they changed this log.
+    pub(super) fn submit(&self, inner: &mut Inner, records: Vec<WalRecord>, done: Completion) -> Result<(), AppendError> {
+        inner.captured = None;
+        inner.lsn = self.context.wal.submit(records, done)?;
+        Ok(())
+    }
+
+    /// Everything is checked before anything is changed: a refused append leaves the log as it was.
+    fn check_continues(&self, inner: &Inner, entries: &[LogEntry]) -> Result<(), AppendError> {
+        let refuse = |id, detail: String| Err(AppendError::Discontinuous { key: self.key, id, detail });
+        let (mut index, mut end) = (inner.core.next_index(), inner.core.end_offset);
+        let mut term = inner.core.last.map(|last| last.term).unwrap_or_default();
+        for entry in entries {
+            let id = entry.id;
+            if id.index != index || id.term < term {
+                return refuse(id, format!("index {index} in term {term} or later was due"));
+            }
+            if let Payload::Stamped(batch) = &entry.payload
+                && batch.header().base_offset != end
+            {
+                return refuse(id, format!("it carries base offset {}, this log ends at {end}", batch.header().base_offset));
+            }
+            if let Payload::Stamped(batch) | Payload::Batch(batch) = &entry.payload {
+                end = end.plus(u64::from(batch.header().last_offset_delta) + 1);
+            }
+            (index, term) = (index.next(), id.term);
+        }
+        Ok(())
+    }
+
+    fn push(&self, inner: &mut Inner, entry: LogEntry, now: TimestampMs) -> Result<WalRecord, CoreError> {
+        match entry.payload {
+            Payload::Batch(batch) | Payload::Stamped(batch) => self.push_batch(inner, entry.id, &batch, now),
+            Payload::Control(control) => Ok(self.push_control(inner, entry.id, control)),
+        }
+    }
+
+    fn push_batch(&self, inner: &mut Inner, id: LogId, batch: &RecordBatch, now: TimestampMs) -> Result<WalRecord, CoreError> {
+        let stamped = inner.core.push_batch(id, batch, now)?;
+        let kind = EntryKind::Batch { base: stamped.base_offset, next: stamped.next_offset() };
+        remember(&mut inner.recent, EntryInfo { id, kind });
+        Ok(self.record(RecordKind::Batch, id, stamped.base_offset, [stamped.prefix, stamped.body]))
+    }
+
+    fn push_control(&self, inner: &mut Inner, id: LogId, control: Control) -> WalRecord {
+        let kind = Bytes::copy_from_slice(&[control.kind as u8]);
+        let record = self.record(RecordKind::Control, id, inner.core.end_offset, [kind, control.bytes.clone()]);
+        inner.core.push_control(id, control.clone());
+        remember(&mut inner.recent, EntryInfo { id, kind: EntryKind::Control(control) });
+        record
+    }
+
+    fn start_writeback(&self, inner: &mut Inner) {
+        if let Some(active) = &mut inner.core.active
+            && let Some((position, len)) = active.take_writeback()
+        {
+            self.context.start_writeback(Arc::clone(&active.segment.file), position, len);
+        }
+    }
+}
+
+/// Entries that a stalled follower does not apply are read from the segments instead of piling up here.
+const MOST_RECENT: usize = 4096;
+
+fn remember(recent: &mut VecDeque<EntryInfo>, entry: EntryInfo) {
+    if recent.len() == MOST_RECENT {
+        recent.pop_front();
+    }
+    recent.push_back(entry);
+}
+
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}

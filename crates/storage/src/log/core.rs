@@ -1,0 +1,307 @@
+//! A partition's log without its write-ahead log: what both appending and replay do to it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use quipu_model::{LogId, Offset, PartitionKey, RaftIndex, RecordBatch, TimestampMs, TopicConfig, Vote, batch::BatchHeader};
+
+use super::{
+    active::{ActiveSegment, StampedBatch, next_allocation},
+    producers::ProducerTable,
+    raft_map::RaftMap,
+    scan::Scan,
+    segment::{BatchPlace, Segment, SegmentError, segment_path},
+    types::Control,
+};
+use crate::io::{Disk, DiskFile, OpenMode};
+
+/// A closed segment, and what was known of producers at its end until it is sealed.
+#[derive(Clone, Debug)]
+pub(super) struct ClosedSegment {
+    pub(super) segment: Arc<Segment>,
+    /// Encoded; `None` once it stands in a file.
+    pub(super) producers: Option<Bytes>,
+}
+
+/// A file made ready to become the next segment, so that closing one cannot meet a full disk.
+#[derive(Debug)]
+pub(super) struct SpareFile {
+    file: Arc<dyn DiskFile>,
+    pub(super) allocated: u64,
+}
+
+const SPARE_NAME: &str = "next.log";
+
+#[derive(Debug)]
+pub(super) struct LogCore {
+    pub(super) key: PartitionKey,
+    pub(super) dir: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) config: TopicConfig,
+    pub(super) closed: Vec<ClosedSegment>,
+    pub(super) active: Option<ActiveSegment>,
+    pub(super) spare: Option<SpareFile>,
+    pub(super) start_offset: Offset,
+    pub(super) end_offset: Offset,
+    pub(super) last_purged: Option<LogId>,
+    pub(super) last: Option<LogId>,
+    pub(super) vote: Option<Vote>,
+    pub(super) raft: RaftMap,
+    pub(super) producers: ProducerTable,
+}
+
+/// Why a truncation or the search it needs did not work.
+#[derive(Debug)]
+pub(super) enum CoreError {
+    Segment(PathBuf, SegmentError),
+    Io(&'static str, PathBuf, io::Error),
+}
+
+impl LogCore {
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, key: PartitionKey, config: TopicConfig) -> Self {
+        Self {
+            key,
+            dir,
+            disk,
+            config,
+            closed: Vec::new(),
+            active: None,
+            spare: None,
+            start_offset: Offset::ZERO,
+            end_offset: Offset::ZERO,
+            last_purged: None,
+            last: None,
+            vote: None,
+            raft: RaftMap::default(),
+            producers: ProducerTable::default(),
+        }
+    }
+
+    /// All segments, oldest first.
+    pub(super) fn segments(&self) -> impl DoubleEndedIterator<Item = &Arc<Segment>> {
+        self.closed.iter().map(|closed| &closed.segment).chain(self.active.as_ref().map(|active| &active.segment))
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.segments().map(|segment| segment.len()).sum()
+    }
+
+    pub(super) fn next_index(&self) -> RaftIndex {
+        self.last.map_or(RaftIndex::default(), |last| last.index.next())
+    }
+
+    /// Takes a batch as entry `id`, closing the active segment first where it would grow too large.
+    pub(super) fn push_batch(&mut self, id: LogId, batch: &RecordBatch, now: TimestampMs) -> Result<StampedBatch, CoreError> {
+        let stamped = StampedBatch {
+            header: *batch.header(),
+            prefix: Bytes::copy_from_slice(&batch.stamped_prefix(self.end_offset, id.term.leader_epoch())),
+            body: batch.bytes().slice(BatchHeader::STAMPED_LEN..),
+            base_offset: self.end_offset,
+            raft_index: id.index,
+        };
+        let full = |active: &ActiveSegment| active.len() > 0 && active.len() + stamped.len() > self.config.segment_bytes;
+        if self.active.as_ref().is_some_and(full) {
+            self.close_active()?;
+        }
+        let interval = u64::from(self.config.index_interval_bytes);
+        let path = self.dir.clone();
+        let active = self.open_active(id.index, stamped.len(), now)?;
+        active.allocate(stamped.len()).map_err(|error| CoreError::Io("allocate", path, error))?;
+        active.push(stamped.clone(), interval);
+        self.producers.note(&stamped.header, stamped.base_offset);
+        self.end_offset = stamped.next_offset();
+        self.note_entry(id);
+        Ok(stamped)
+    }
+
+    pub(super) fn push_control(&mut self, id: LogId, control: Control) {
+        self.raft.add_control(id.index, control);
+        self.note_entry(id);
+    }
+
+    fn note_entry(&mut self, id: LogId) {
+        self.raft.note_term(id);
+        self.last = Some(id);
+    }
+
+    pub(super) fn write_pending(&mut self) -> Result<(), CoreError> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        active.write_pending().map_err(|error| CoreError::Io("write", active.segment.path.clone(), error))
+    }
+
+    fn open_active(&mut self, first_index: RaftIndex, bytes: u64, now: TimestampMs) -> Result<&mut ActiveSegment, CoreError> {
+        if self.active.is_none() {
+            let path = segment_path(&self.dir, self.end_offset, "log");
+            let spare = match self.spare.take() {
+                Some(spare) => spare,
+                None => self.make_spare(bytes).map_err(|error| CoreError::Io("create", path.clone(), error))?,
+            };
+            self.disk
+                .rename(&self.dir.join(SPARE_NAME), &path)
+                .map_err(|error| CoreError::Io("rename", path.clone(), error))?;
+            let segment = Segment::new((self.end_offset, first_index), (path, spare.file), now);
+            self.active = Some(ActiveSegment::new(Arc::new(segment), spare.allocated));
+        }
+        // Just filled, where it was empty.
+        self.active.as_mut().ok_or_else(|| CoreError::Io("open", self.dir.clone(), io::ErrorKind::NotFound.into()))
+    }
+
+    /// Creates the file for a next segment with room for `bytes`.
+    pub(super) fn make_spare(&self, bytes: u64) -> io::Result<SpareFile> {
+        let path = self.dir.join(SPARE_NAME);
+        if self.disk.exists(&path) {
+            self.disk.remove_file(&path)?;
+        }
+        let file = self.disk.open(&path, OpenMode::CreateNew)?;
+        let allocated = next_allocation(0, bytes);
+        file.allocate(allocated)?;
+        Ok(SpareFile { file, allocated })
+    }
+
+    /// Grows the spare to hold `bytes`, creating it where there is none.
+    pub(super) fn ensure_spare(&mut self, bytes: u64) -> io::Result<()> {
+        match &mut self.spare {
+            Some(spare) if spare.allocated >= bytes => {}
+            Some(spare) => {
+                let target = next_allocation(spare.allocated, bytes);
+                spare.file.allocate(target)?;
+                spare.allocated = target;
+            }
+            None => self.spare = Some(self.make_spare(bytes)?),
+        }
+        Ok(())
+    }
+
+    /// Closes the active segment; the next batch begins another.
+    pub(super) fn close_active(&mut self) -> Result<(), CoreError> {
+        self.write_pending()?;
+        if let Some(active) = self.active.take() {
+            self.producers.expire();
+            let producers = Some(Bytes::from(self.producers.encode()));
+            self.closed.push(ClosedSegment { segment: active.segment, producers });
+        }
+        Ok(())
+    }
+
+    /// Drops all entries after `last`; gives back the segments that went whole. Producers are to be rebuilt then.
+    pub(super) fn truncate_after(&mut self, last: Option<LogId>) -> Result<Vec<Arc<Segment>>, CoreError> {
+        self.write_pending()?;
+        let first_gone = last.map_or(RaftIndex::default(), |last| last.index.next());
+        let cut = self.place_of(self.raft.batch_index_from(first_gone))?;
+        let mut gone = Vec::new();
+        if let Some((segment, place, newest)) = cut {
+            let mut all = std::mem::take(&mut self.closed);
+            let active = self.active.take().map(|active| ClosedSegment { segment: active.segment, producers: None });
+            all.extend(active);
+            for closed in all {
+                if closed.segment.base > segment.base || (closed.segment.base == segment.base && place.position.get() == 0) {
+                    gone.push(closed.segment);
+                } else if closed.segment.base == segment.base {
+                    let error = |error| CoreError::Segment(segment.path.clone(), error);
+                    let shorter = segment.cut(place, newest).map_err(error)?;
+                    self.closed.push(ClosedSegment { segment: Arc::new(shorter), producers: None });
+                } else {
+                    self.closed.push(closed);
+                }
+            }
+            self.end_offset = place.header.base_offset;
+        }
+        self.raft.truncate_from(first_gone);
+        self.last = last.or(self.last_purged);
+        Ok(gone)
+    }
+
+    /// The batch of a Raft index, the segment it is in, and the newest timestamp before it there; `None` past the last.
+    fn place_of(&self, index: RaftIndex) -> Result<Option<(Arc<Segment>, BatchPlace, TimestampMs)>, CoreError> {
+        let after = self.segments().filter(|segment| segment.first_index <= index).last().cloned();
+        let Some(segment) = after.or_else(|| self.segments().next().cloned()) else { return Ok(None) };
+        let error = |error| CoreError::Segment(segment.path.clone(), error);
+        let from = segment.search_from_raft(index).map_err(error)?;
+        let mut newest = from.newest_before;
+        let mut raft_index = from.raft_index;
+        let mut scan = Scan::new(&segment, from.position);
+        while let Some((header, position)) = scan.next_header().map_err(error)? {
+            if raft_index >= index {
+                let place = BatchPlace { header, position, raft_index };
+                return Ok(Some((Arc::clone(&segment), place, newest)));
+            }
+            newest = newest.max(header.max_timestamp);
+            raft_index = self.raft.batch_index_from(raft_index.next());
+        }
+        Ok(None)
+    }
+
+    /// Moves Raft's purge pointer; past the log's end, the log is emptied and goes on at `next_offset`. Gives back the
+    /// segments that went.
+    pub(super) fn purge(&mut self, upto: LogId, next_offset: Offset) -> Result<Vec<Arc<Segment>>, CoreError> {
+        self.write_pending()?;
+        let mut gone = Vec::new();
+        if self.last.is_none_or(|last| last.index < upto.index) {
+            gone.extend(self.segments().cloned());
+            self.closed.clear();
+            self.active = None;
+            self.raft = RaftMap::default();
+            self.producers = ProducerTable::default();
+            self.start_offset = next_offset;
+            self.end_offset = next_offset;
+            self.note_entry(upto);
+        }
+        if self.last_purged.is_none_or(|purged| purged.index < upto.index) {
+            self.last_purged = Some(upto);
+        }
+        self.forget_raft();
+        Ok(gone)
+    }
+
+    /// Forgets terms and controls that neither Raft nor the walk of a segment can still ask for.
+    fn forget_raft(&mut self) {
+        let purged = self.last_purged.map_or(RaftIndex::default(), |id| id.index);
+        let first = self.segments().next().map_or(purged, |segment| segment.first_index);
+        self.raft.forget_before(purged.min(first));
+    }
+
+    /// Makes `before` the first offset served, and gives back the closed segments that lie wholly below it.
+    pub(super) fn trim(&mut self, before: Offset) -> Vec<Arc<Segment>> {
+        self.start_offset = self.start_offset.max(before.min(self.end_offset));
+        let start = self.start_offset;
+        let keep = self.closed.partition_point(|closed| closed.segment.next_offset() <= start);
+        self.closed.drain(..keep).map(|closed| closed.segment).collect()
+    }
+
+    /// Rebuilds what is known of producers from the newest usable snapshot on.
+    pub(super) fn rebuild_producers(&mut self) -> Result<(), CoreError> {
+        let snapshot = |closed: &ClosedSegment| match &closed.producers {
+            Some(bytes) => ProducerTable::decode(bytes),
+            None => load_producers(&*self.disk, &self.dir, &closed.segment),
+        };
+        let found = self.closed.iter().enumerate().rev().find_map(|(at, closed)| Some((at + 1, snapshot(closed)?)));
+        let (from, mut table) = found.unwrap_or_default();
+        let segments: Vec<_> = self.segments().skip(from).cloned().collect();
+        for (at, segment) in segments.iter().enumerate() {
+            let error = |error| CoreError::Segment(segment.path.clone(), error);
+            let mut scan = Scan::new(segment, Default::default());
+            while let Some((header, _)) = scan.next_header().map_err(error)? {
+                table.note(&header, header.base_offset);
+            }
+            if let Some(closed) = self.closed.get_mut(from + at) {
+                table.expire();
+                closed.producers = (!segment.is_sealed()).then(|| Bytes::from(table.encode()));
+            }
+        }
+        self.producers = table;
+        Ok(())
+    }
+}
+
+/// The snapshot that was written when a segment was sealed.
+fn load_producers(disk: &dyn Disk, dir: &Path, segment: &Segment) -> Option<ProducerTable> {
+    if !segment.is_sealed() {
+        return None;
+    }
+    let bytes = crate::io::read_whole(disk, &segment_path(dir, segment.base, "producers")).ok()?;
+    ProducerTable::decode(&bytes)
+}

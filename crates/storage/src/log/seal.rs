@@ -1,0 +1,94 @@
+//! The seal of a closed segment: a checksum for each block of its bytes, so that no flipped bit in any of them is served.
+//!
+//! ```text
+//! "QUIPUSEA" | format u32 | block bytes u32 | base offset u64 | next offset u64 | first Raft index u64
+//! | newest timestamp i64 | data bytes u64 | CRC-32 of the index file u32 | block count u32
+//! | CRC-32 of each block u32 … | CRC-32 of all before it u32                                     (little-endian)
+//! ```
+
+use bytes::{Buf, BufMut, Bytes};
+use quipu_model::{Offset, Position, RaftIndex, TimestampMs};
+
+const MAGIC: &[u8; 8] = b"QUIPUSEA";
+const FORMAT: u32 = 1;
+
+/// How many bytes a checksum covers: small enough that reading one batch checks little more than it.
+pub(super) const BLOCK_BYTES: u64 = 64 << 10;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seal {
+    pub(super) base: Offset,
+    pub(super) next_offset: Offset,
+    pub(super) first_index: RaftIndex,
+    pub(super) newest: TimestampMs,
+    pub(super) data_bytes: u64,
+    pub(super) index_crc: u32,
+    pub(super) block_crcs: Vec<u32>,
+}
+
+impl Seal {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(72 + self.block_crcs.len() * 4);
+        out.put_slice(MAGIC);
+        out.put_u32_le(FORMAT);
+        out.put_u32_le(BLOCK_BYTES as u32);
+        out.put_u64_le(self.base.get());
+        out.put_u64_le(self.next_offset.get());
+        out.put_u64_le(self.first_index.get());
+        out.put_i64_le(self.newest.get());
+        out.put_u64_le(self.data_bytes);
+        out.put_u32_le(self.index_crc);
+        out.put_u32_le(self.block_crcs.len() as u32);
+        for crc in &self.block_crcs {
+            out.put_u32_le(*crc);
+        }
+        let crc = crc32fast::hash(&out);
+        out.put_u32_le(crc);
+        out
+    }
+
+    /// What [`Self::encode`] wrote, or what is wrong with the bytes.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
+        let (body, crc) = bytes.split_last_chunk::<4>().ok_or("the seal is cut short")?;
+        if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+            return Err("the seal's own checksum does not match");
+        }
+        Self::decode_checked(body).ok_or("the seal's fields do not fit each other, or its format is newer")
+    }
+
+    fn decode_checked(body: &[u8]) -> Option<Self> {
+        let mut rest = body.strip_prefix(MAGIC.as_slice())?;
+        let known = rest.try_get_u32_le().ok()? == FORMAT && u64::from(rest.try_get_u32_le().ok()?) == BLOCK_BYTES;
+        let mut seal = Self {
+            base: Offset::new(rest.try_get_u64_le().ok()?),
+            next_offset: Offset::new(rest.try_get_u64_le().ok()?),
+            first_index: RaftIndex::new(rest.try_get_u64_le().ok()?),
+            newest: TimestampMs::new(rest.try_get_i64_le().ok()?),
+            data_bytes: rest.try_get_u64_le().ok()?,
+            index_crc: rest.try_get_u32_le().ok()?,
+            block_crcs: Vec::new(),
+        };
+        let count = rest.try_get_u32_le().ok()? as usize;
+        let fits = rest.len() == count.checked_mul(4)? && count as u64 == seal.data_bytes.div_ceil(BLOCK_BYTES);
+        seal.block_crcs = rest.chunks_exact(4).map(|crc| u32::from_le_bytes([crc[0], crc[1], crc[2], crc[3]])).collect();
+        (known && fits).then_some(seal)
+    }
+
+    /// The whole blocks around a range, clipped to the data: what must be read to check the range.
+    pub(super) fn blocks_around(&self, position: Position, len: usize) -> std::ops::Range<u64> {
+        let start = position.get() / BLOCK_BYTES * BLOCK_BYTES;
+        let end = (position.get() + len as u64).next_multiple_of(BLOCK_BYTES);
+        start..end.min(self.data_bytes)
+    }
+
+    /// Checks whole blocks that begin at `start`; on a mismatch, the position of the first bad block.
+    pub(super) fn check(&self, start: u64, blocks: &Bytes) -> Result<(), Position> {
+        let first = (start / BLOCK_BYTES) as usize;
+        for (at, block) in blocks.chunks(BLOCK_BYTES as usize).enumerate() {
+            if self.block_crcs.get(first + at) != Some(&crc32fast::hash(block)) {
+                return Err(Position::new(start + at as u64 * BLOCK_BYTES));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,286 @@
+//! One segment: a file of record batches, its sparse index, and its seal once it is closed for good.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use quipu_model::{Offset, Position, RaftIndex, TimestampMs, batch::BatchHeader};
+
+use super::{
+    index::{ENTRY_LEN, IndexEntry, SparseIndex},
+    scan::Scan,
+    seal::{BLOCK_BYTES, Seal},
+};
+use crate::io::{Disk, DiskFile, OpenMode, read_whole};
+
+/// Why a segment did not give its bytes.
+#[derive(Debug)]
+pub(super) enum SegmentError {
+    /// They are not what was written.
+    Rot { position: Position, detail: String },
+    Io(io::Error),
+}
+
+impl From<io::Error> for SegmentError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// The path of a segment's file with an ending: `log`, `index`, `seal`, `producers`.
+pub(super) fn segment_path(dir: &Path, base: Offset, ending: &str) -> PathBuf {
+    dir.join(format!("{:020}.{ending}", base.get()))
+}
+
+/// A segment as readers see it. All below `len` is written and never changes.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) base: Offset,
+    /// The Raft index of the first batch.
+    pub(super) first_index: RaftIndex,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) created: TimestampMs,
+    len: AtomicU64,
+    next_offset: AtomicU64,
+    newest: AtomicI64,
+    /// `None` until it is needed, for a sealed segment.
+    index: RwLock<Option<SparseIndex>>,
+    seal: OnceLock<Seal>,
+}
+
+impl Segment {
+    pub(super) fn new(
+        (base, first_index): (Offset, RaftIndex),
+        (path, file): (PathBuf, Arc<dyn DiskFile>),
+        created: TimestampMs,
+    ) -> Self {
+        Self {
+            base,
+            first_index,
+            path,
+            file,
+            created,
+            len: AtomicU64::new(0),
+            next_offset: AtomicU64::new(base.get()),
+            newest: AtomicI64::new(TimestampMs::NONE.get()),
+            index: RwLock::new(Some(SparseIndex::Growing(Vec::new()))),
+            seal: OnceLock::new(),
+        }
+    }
+
+    /// The sealed segment that a seal on disk describes.
+    pub(super) fn open_sealed(disk: &dyn Disk, dir: &Path, seal: Seal) -> io::Result<Self> {
+        let path = segment_path(dir, seal.base, "log");
+        let file = disk.open(&path, OpenMode::Read)?;
+        let segment = Self::new((seal.base, seal.first_index), (path, file), seal.newest);
+        segment.publish(seal.data_bytes, seal.next_offset, seal.newest);
+        *segment.index.write() = None;
+        let _ = segment.seal.set(seal);
+        Ok(segment)
+    }
+
+    /// This segment cut to end at a batch's position, over the same file: what stands behind is no longer looked at.
+    pub(super) fn cut(&self, at: BatchPlace, newest: TimestampMs) -> Result<Self, SegmentError> {
+        let segment = Self::new((self.base, self.first_index), (self.path.clone(), Arc::clone(&self.file)), self.created);
+        segment.publish(at.position.get(), at.header.base_offset, newest);
+        let mut index = self.with_index(Clone::clone)?;
+        index.truncate_at(at.position);
+        *segment.index.write() = Some(index);
+        Ok(segment)
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    pub(super) fn next_offset(&self) -> Offset {
+        Offset::new(self.next_offset.load(Ordering::Acquire))
+    }
+
+    pub(super) fn newest(&self) -> TimestampMs {
+        TimestampMs::new(self.newest.load(Ordering::Acquire))
+    }
+
+    pub(super) fn records(&self) -> u64 {
+        self.next_offset().since(self.base)
+    }
+
+    pub(super) fn has_index(&self) -> bool {
+        self.index.read().is_some()
+    }
+
+    pub(super) fn is_sealed(&self) -> bool {
+        self.seal.get().is_some()
+    }
+
+    /// Makes what was written up to `len` visible. The length goes last: whoever sees it sees the rest.
+    pub(super) fn publish(&self, len: u64, next_offset: Offset, newest: TimestampMs) {
+        self.newest.fetch_max(newest.get(), Ordering::AcqRel);
+        self.next_offset.store(next_offset.get(), Ordering::Release);
+        self.len.store(len, Ordering::Release);
+    }
+
+    pub(super) fn push_index(&self, entry: IndexEntry) {
+        if let Some(index) = self.index.write().as_mut() {
+            index.push(entry);
+        }
+    }
+
+    /// Replaces the index (it was rebuilt).
+    pub(super) fn set_index(&self, index: SparseIndex) {
+        *self.index.write() = Some(index);
+    }
+
+    /// Up to `len` bytes from a position, fewer at the end; checked against the seal where there is one.
+    pub(super) fn window(&self, position: Position, len: usize) -> Result<Bytes, SegmentError> {
+        let here = self.len().saturating_sub(position.get());
+        let len = len.min(usize::try_from(here).unwrap_or(usize::MAX));
+        let Some(seal) = self.seal.get() else {
+            return Ok(self.file.read(position, len)?);
+        };
+        let range = seal.blocks_around(position, len);
+        let blocks = self.file.read(Position::new(range.start), (range.end - range.start) as usize)?;
+        seal.check(range.start, &blocks).map_err(|position| SegmentError::Rot {
+            position,
+            detail: format!("a block of {BLOCK_BYTES} bytes does not match its checksum"),
+        })?;
+        let from = (position.get() - range.start) as usize;
+        Ok(blocks.slice(from..from + len))
+    }
+
+    /// Brings a range into memory; blocks for as long as the disk takes.
+    pub(super) fn populate(&self, position: Position, len: usize) -> io::Result<()> {
+        let start = position.get() / BLOCK_BYTES * BLOCK_BYTES;
+        let end = (position.get() + len as u64).next_multiple_of(BLOCK_BYTES).min(self.len());
+        self.file.populate(Position::new(start), end.saturating_sub(start) as usize)
+    }
+
+    /// Runs `use_index` on the index, loading or rebuilding it first where need be.
+    pub(super) fn with_index<T>(&self, use_index: impl FnOnce(&SparseIndex) -> T) -> Result<T, SegmentError> {
+        if let Some(index) = self.index.read().as_ref() {
+            return Ok(use_index(index));
+        }
+        let mut slot = self.index.write();
+        let index = match slot.take() {
+            Some(index) => index,
+            None => self.rebuild_index()?,
+        };
+        Ok(use_index(slot.insert(index)))
+    }
+
+    /// Takes the index from its file where that matches the seal, so that it need not be rebuilt.
+    pub(super) fn load_index(&self, disk: &dyn Disk) {
+        let path = self.path.with_extension("index");
+        let Some(seal) = self.seal.get() else { return };
+        let Ok(file) = disk.open(&path, OpenMode::Read) else { return };
+        let Ok(len) = file.len() else { return };
+        let Ok(bytes) = file.read(Position::default(), len as usize) else { return };
+        if bytes.len() % ENTRY_LEN == 0 && crc32fast::hash(&bytes) == seal.index_crc {
+            self.set_index(SparseIndex::Mapped(bytes));
+        }
+    }
+
+    /// Walks the segment's batches for an index without Raft indexes: those only the log's own tables could tell.
+    fn rebuild_index(&self) -> Result<SparseIndex, SegmentError> {
+        tracing::warn!(segment = %self.path.display(), "the index does not match its segment's seal: rebuilding it");
+        let mut entries = Vec::new();
+        let mut newest = TimestampMs::NONE;
+        let mut next_entry_at = 0;
+        let mut scan = Scan::new(self, Position::default());
+        while let Some((header, position)) = scan.next_header()? {
+            if position.get() >= next_entry_at {
+                entries.push(IndexEntry {
+                    offset: header.base_offset,
+                    raft_index: RaftIndex::default(),
+                    position,
+                    newest_before: newest,
+                });
+                next_entry_at = position.get() + BLOCK_BYTES;
+            }
+            newest = newest.max(header.max_timestamp);
+        }
+        Ok(SparseIndex::Rebuilt(entries))
+    }
+
+    /// Where a search by offset or time begins: the last index entry for which `before` holds, else the start.
+    pub(super) fn search_from(&self, before: impl Fn(&IndexEntry) -> bool) -> Result<IndexEntry, SegmentError> {
+        Ok(self.with_index(|index| index.last_where(before))?.unwrap_or_else(|| self.start()))
+    }
+
+    /// Where a search by Raft index begins.
+    pub(super) fn search_from_raft(&self, wanted: RaftIndex) -> Result<IndexEntry, SegmentError> {
+        let found = self.with_index(|index| match index {
+            SparseIndex::Rebuilt(_) => None,
+            _ => index.last_where(|entry| entry.raft_index <= wanted),
+        })?;
+        Ok(found.unwrap_or_else(|| self.start()))
+    }
+
+    fn start(&self) -> IndexEntry {
+        IndexEntry {
+            offset: self.base,
+            raft_index: self.first_index,
+            position: Position::default(),
+            newest_before: TimestampMs::NONE,
+        }
+    }
+
+    /// Seals a closed segment: makes its bytes durable, then its checksums. Blocks.
+    pub(super) fn seal(&self, disk: &dyn Disk, dir: &Path, producers: &[u8]) -> io::Result<()> {
+        self.file.sync()?;
+        let index = self.with_index(SparseIndex::encode).map_err(|error| match error {
+            SegmentError::Io(error) => error,
+            SegmentError::Rot { detail, .. } => io::Error::other(detail),
+        })?;
+        let seal = Seal {
+            base: self.base,
+            next_offset: self.next_offset(),
+            first_index: self.first_index,
+            newest: self.newest(),
+            data_bytes: self.len(),
+            index_crc: crc32fast::hash(&index),
+            block_crcs: self.block_crcs()?,
+        };
+        crate::io::write_whole(disk, &segment_path(dir, self.base, "index"), &index)?;
+        crate::io::write_whole(disk, &segment_path(dir, self.base, "producers"), producers)?;
+        crate::io::replace_file(disk, &segment_path(dir, self.base, "seal"), &seal.encode())?;
+        let _ = self.seal.set(seal);
+        self.load_index(disk);
+        self.file.release_from(Position::new(self.len().next_multiple_of(4096)));
+        Ok(())
+    }
+
+    fn block_crcs(&self) -> io::Result<Vec<u32>> {
+        let mut buffer = vec![0; BLOCK_BYTES as usize];
+        let mut crcs = Vec::new();
+        let mut position = 0;
+        while position < self.len() {
+            let len = BLOCK_BYTES.min(self.len() - position) as usize;
+            self.file.read_into(Position::new(position), &mut buffer[..len])?;
+            crcs.push(crc32fast::hash(&buffer[..len]));
+            position += len as u64;
+        }
+        Ok(crcs)
+    }
+}
+
+/// A batch found in a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BatchPlace {
+    pub(super) header: BatchHeader,
+    pub(super) position: Position,
+    pub(super) raft_index: RaftIndex,
+}
+
+/// Reads a seal file; `Ok(None)` where there is none.
+pub(super) fn read_seal(disk: &dyn Disk, path: &Path) -> io::Result<Result<Seal, &'static str>> {
+    Ok(Seal::decode(&read_whole(disk, path)?))
+}

@@ -1,0 +1,159 @@
+//! A partition's part of the `raft-state` file: what its segments do not tell.
+//!
+//! ```text
+//! topic id 16 | partition u32 | last LSN u64 | segment.bytes u64 | start offset u64 | end offset u64
+//! | last purged, last, applied: each 1 byte (0 or 1), term u64, index u64
+//! | vote: 1 byte (0 or 1), term u64, node u64, committed u8
+//! | membership: 1 byte (0 or 1), term u64, index u64, length u32, bytes
+//! | terms: count u32, each term u64, first index u64
+//! | controls: count u32, each index u64, kind u8, length u32, bytes
+//! | segments not sealed: count u32, each base u64, next offset u64, first Raft index u64, bytes u64, created i64
+//! ```
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, BufMut, Bytes, TryGetError};
+use quipu_model::{LogId, NodeId, Offset, PartitionId, PartitionKey, RaftIndex, Term, TimestampMs, TopicId, Vote};
+
+use super::types::{Control, ControlKind};
+use crate::wal::Lsn;
+
+/// A segment that a checkpoint found not yet sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UnsealedSegment {
+    pub(crate) base: Offset,
+    pub(crate) next_offset: Offset,
+    pub(crate) first_index: RaftIndex,
+    pub(crate) bytes: u64,
+    pub(crate) created: TimestampMs,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PartitionState {
+    pub(crate) key: PartitionKey,
+    /// The last record of the write-ahead log that is reflected here.
+    pub(crate) lsn: Lsn,
+    pub(crate) segment_bytes: u64,
+    pub(crate) start_offset: Offset,
+    pub(crate) end_offset: Offset,
+    pub(crate) last_purged: Option<LogId>,
+    pub(crate) last: Option<LogId>,
+    pub(crate) applied: Option<LogId>,
+    pub(crate) vote: Option<Vote>,
+    pub(crate) membership: Option<(LogId, Bytes)>,
+    pub(crate) terms: Vec<(Term, RaftIndex)>,
+    pub(crate) controls: BTreeMap<RaftIndex, Control>,
+    pub(crate) unsealed: Vec<UnsealedSegment>,
+}
+
+impl PartitionState {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.put_slice(self.key.topic.as_bytes());
+        out.put_u32_le(self.key.partition.get());
+        out.put_u64_le(self.lsn.get());
+        out.put_u64_le(self.segment_bytes);
+        out.put_u64_le(self.start_offset.get());
+        out.put_u64_le(self.end_offset.get());
+        for id in [self.last_purged, self.last, self.applied] {
+            put_log_id(out, id);
+        }
+        out.put_u8(u8::from(self.vote.is_some()));
+        let vote = self.vote.unwrap_or_default();
+        out.put_u64_le(vote.term.get());
+        out.put_u64_le(vote.node.get());
+        out.put_u8(u8::from(vote.committed));
+        put_log_id(out, self.membership.as_ref().map(|(id, _)| *id));
+        put_bytes(out, self.membership.as_ref().map_or(&[], |(_, bytes)| bytes));
+        out.put_u32_le(self.terms.len() as u32);
+        for (term, first) in &self.terms {
+            out.put_u64_le(term.get());
+            out.put_u64_le(first.get());
+        }
+        out.put_u32_le(self.controls.len() as u32);
+        for (index, control) in &self.controls {
+            out.put_u64_le(index.get());
+            out.put_u8(control.kind as u8);
+            put_bytes(out, &control.bytes);
+        }
+        out.put_u32_le(self.unsealed.len() as u32);
+        for segment in &self.unsealed {
+            out.put_u64_le(segment.base.get());
+            out.put_u64_le(segment.next_offset.get());
+            out.put_u64_le(segment.first_index.get());
+            out.put_u64_le(segment.bytes);
+            out.put_i64_le(segment.created.get());
+        }
+    }
+
+    /// Takes one state off the front of `bytes`, which a checksum has vouched for.
+    pub(crate) fn decode(bytes: &mut Bytes) -> Result<Self, TryGetError> {
+        let mut topic = [0; 16];
+        bytes.try_copy_to_slice(&mut topic)?;
+        let partition = PartitionId::new(bytes.try_get_u32_le()?);
+        let mut state = Self {
+            key: PartitionKey { topic: TopicId::from_bytes(topic), partition },
+            lsn: Lsn::new(bytes.try_get_u64_le()?),
+            segment_bytes: bytes.try_get_u64_le()?,
+            start_offset: Offset::new(bytes.try_get_u64_le()?),
+            end_offset: Offset::new(bytes.try_get_u64_le()?),
+            last_purged: get_log_id(bytes)?,
+            last: get_log_id(bytes)?,
+            applied: get_log_id(bytes)?,
+            ..Self::default()
+        };
+        let voted = bytes.try_get_u8()? == 1;
+        let vote = Vote {
+            term: Term::new(bytes.try_get_u64_le()?),
+            node: NodeId::new(bytes.try_get_u64_le()?),
+            committed: bytes.try_get_u8()? == 1,
+        };
+        state.vote = voted.then_some(vote);
+        let membership = get_log_id(bytes)?;
+        let members = get_bytes(bytes)?;
+        state.membership = membership.map(|id| (id, members));
+        for _ in 0..bytes.try_get_u32_le()? {
+            state.terms.push((Term::new(bytes.try_get_u64_le()?), RaftIndex::new(bytes.try_get_u64_le()?)));
+        }
+        for _ in 0..bytes.try_get_u32_le()? {
+            let index = RaftIndex::new(bytes.try_get_u64_le()?);
+            let kind = ControlKind::from_number(bytes.try_get_u8()?).unwrap_or(ControlKind::Blank);
+            state.controls.insert(index, Control { kind, bytes: get_bytes(bytes)? });
+        }
+        for _ in 0..bytes.try_get_u32_le()? {
+            state.unsealed.push(UnsealedSegment {
+                base: Offset::new(bytes.try_get_u64_le()?),
+                next_offset: Offset::new(bytes.try_get_u64_le()?),
+                first_index: RaftIndex::new(bytes.try_get_u64_le()?),
+                bytes: bytes.try_get_u64_le()?,
+                created: TimestampMs::new(bytes.try_get_i64_le()?),
+            });
+        }
+        Ok(state)
+    }
+}
+
+fn put_log_id(out: &mut Vec<u8>, id: Option<LogId>) {
+    out.put_u8(u8::from(id.is_some()));
+    let id = id.unwrap_or_default();
+    out.put_u64_le(id.term.get());
+    out.put_u64_le(id.index.get());
+}
+
+fn get_log_id(bytes: &mut Bytes) -> Result<Option<LogId>, TryGetError> {
+    let present = bytes.try_get_u8()? == 1;
+    let id = LogId::new(bytes.try_get_u64_le()?, bytes.try_get_u64_le()?);
+    Ok(present.then_some(id))
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.put_u32_le(bytes.len() as u32);
+    out.put_slice(bytes);
+}
+
+fn get_bytes(bytes: &mut Bytes) -> Result<Bytes, TryGetError> {
+    let len = bytes.try_get_u32_le()? as usize;
+    if len > bytes.len() {
+        return Err(TryGetError { requested: len, available: bytes.len() });
+    }
+    Ok(bytes.split_to(len))
+}

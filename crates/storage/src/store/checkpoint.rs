@@ -1,0 +1,76 @@
+//! A checkpoint: what the write-ahead log holds is made durable where it belongs, so that the log can forget it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Context, Partitions, format};
+use crate::{
+    PartitionLog,
+    log::{Captured, is_full},
+    wal::StorageFailure,
+};
+
+/// Runs a checkpoint. A disk too full for one is no failure: nothing is lost, and the next one may find room.
+pub(super) fn run(context: &Arc<Context>, partitions: &Partitions) -> Result<(), StorageFailure> {
+    if context.pinned {
+        return Ok(());
+    }
+    let _running = context.checkpointing.lock();
+    let started = context.clock.monotonic();
+    let logs: Vec<Arc<PartitionLog>> = partitions.read().values().cloned().collect();
+    match write(context, &logs) {
+        Ok(()) => {
+            context.metrics.checkpoints.inc();
+            context.metrics.checkpoint_seconds.observe((context.clock.monotonic() - started).as_secs_f64());
+            Ok(())
+        }
+        Err((operation, path, error)) => {
+            logs.iter().for_each(|log| log.discard_capture());
+            if is_full(&error) {
+                tracing::warn!(path = %path.display(), %error, "no room for a checkpoint: free space on the disk");
+                return Ok(());
+            }
+            let failure = StorageFailure { operation, path, error: Arc::new(error) };
+            context.wal.fail(failure.clone());
+            Err(failure)
+        }
+    }
+}
+
+type Step<T> = Result<T, (&'static str, PathBuf, io::Error)>;
+
+fn write(context: &Context, logs: &[Arc<PartitionLog>]) -> Step<()> {
+    for log in logs {
+        log.seal_closed().map_err(|error| ("seal", format!("partition {}", log.key()).into(), error))?;
+    }
+    // Every record up to here is in the states captured from now on.
+    let reflected = context.wal.last_submitted();
+    let captured: Vec<Captured> = logs.iter().filter_map(|log| log.capture()).collect();
+    sync_segments(context, &captured)?;
+    // A state must not be ahead of the log it continues: Raft would take the gap for a purge.
+    let newest = captured.iter().map(|captured| captured.lsn).max().unwrap_or_default();
+    let wal = PathBuf::from("wal");
+    context.wal.wait_flushed(newest).map_err(|failure| ("flush", wal, io::Error::other(failure.to_string())))?;
+    let states: Vec<_> = captured.into_iter().map(|captured| captured.state).collect();
+    format::write_raft_state(&*context.disk, reflected, &states)
+        .map_err(|error| ("write", format::RAFT_STATE_FILE.into(), error))?;
+    context.wal.recycle(reflected);
+    Ok(())
+}
+
+/// Makes the segments durable that are not sealed yet: their bytes, and their names.
+fn sync_segments(context: &Context, captured: &[Captured]) -> Step<()> {
+    let files: HashMap<_, _> = captured.iter().flat_map(|captured| captured.unsynced.iter().cloned()).collect();
+    let dirs: HashSet<_> = files.keys().filter_map(|path| path.parent().map(Path::to_owned)).collect();
+    for (path, file) in files {
+        file.sync().map_err(|error| ("sync", path, error))?;
+    }
+    for dir in dirs {
+        context.disk.sync_dir(&dir).map_err(|error| ("sync", dir, error))?;
+    }
+    Ok(())
+}

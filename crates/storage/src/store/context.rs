@@ -1,0 +1,112 @@
+//! What all partitions of a store share.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+};
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    metrics::{counter::Counter, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use quipu_model::Position;
+
+use super::{StoreConfig, housekeeper::Task};
+use crate::{
+    io::{Clock, Disk, DiskFile},
+    wal::Wal,
+};
+
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) wal: Wal,
+    pub(super) config: StoreConfig,
+    pub(super) metrics: StoreMetrics,
+    pub(super) tasks: OnceLock<mpsc::Sender<Task>>,
+    /// Whether a checkpoint was asked for and has not begun.
+    pub(super) checkpoint_asked: AtomicBool,
+    /// Held by the one checkpoint that runs: two could write their states in the wrong order.
+    pub(super) checkpointing: Mutex<()>,
+    /// The write-ahead log holds what a damaged partition could not take: nothing of it may be recycled.
+    pub(super) pinned: bool,
+}
+
+impl Context {
+    /// Asks for a checkpoint where enough waits for one.
+    pub(crate) fn checkpoint_if_due(&self) {
+        if self.wal.live_bytes() >= self.config.checkpoint_bytes {
+            self.request_checkpoint();
+        }
+    }
+
+    pub(crate) fn request_checkpoint(&self) {
+        if !self.checkpoint_asked.swap(true, Ordering::AcqRel) {
+            self.give(Task::Checkpoint);
+        }
+    }
+
+    pub(crate) fn start_writeback(&self, file: Arc<dyn DiskFile>, position: Position, len: u64) {
+        self.give(Task::Writeback(file, position, len));
+    }
+
+    pub(crate) fn remove_files(&self, paths: Vec<PathBuf>) {
+        self.give(Task::RemoveFiles(paths));
+    }
+
+    pub(crate) fn remove_dir(&self, dir: PathBuf) {
+        self.give(Task::RemoveDir(dir));
+    }
+
+    /// Removes files; one that is not there is no matter, and one that stays is found by the next start.
+    pub(crate) fn remove_files_now(&self, paths: &[PathBuf]) {
+        for path in paths.iter().filter(|path| self.disk.exists(path)) {
+            if let Err(error) = self.disk.remove_file(path) {
+                tracing::warn!(path = %path.display(), %error, "could not remove a file that is no longer needed");
+            }
+        }
+    }
+
+    pub(super) fn remove_dir_now(&self, dir: &Path) {
+        if let Err(error) = self.disk.remove_dir_all(dir) {
+            tracing::warn!(dir = %dir.display(), %error, "could not remove a directory that is no longer needed");
+        }
+    }
+
+    fn give(&self, task: Task) {
+        if let Some(tasks) = self.tasks.get() {
+            // A stopped housekeeper leaves the rest to the next start.
+            let _ = tasks.send(task);
+        }
+    }
+}
+
+/// What a store counts besides its write-ahead log.
+#[derive(Debug)]
+pub(super) struct StoreMetrics {
+    pub(super) checkpoints: Counter,
+    pub(super) checkpoint_seconds: Histogram,
+}
+
+impl StoreMetrics {
+    pub(super) fn new() -> Self {
+        let buckets = prometheus_client::metrics::histogram::exponential_buckets(0.001, 2.0, 15);
+        Self { checkpoints: Counter::default(), checkpoint_seconds: Histogram::new(buckets) }
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("quipu_storage_checkpoints", "Checkpoints that ended well", self.checkpoints.clone());
+        registry.register_with_unit(
+            "quipu_storage_checkpoint",
+            "How long a checkpoint took",
+            Unit::Seconds,
+            self.checkpoint_seconds.clone(),
+        );
+    }
+}

@@ -1,0 +1,71 @@
+//! The thread that does what nobody waits for.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering, mpsc},
+    thread::JoinHandle,
+};
+
+use quipu_model::Position;
+
+use super::{Context, Partitions, checkpoint};
+use crate::io::DiskFile;
+
+/// Something to do in the background.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Checkpoint,
+    Writeback(Arc<dyn DiskFile>, Position, u64),
+    RemoveFiles(Vec<PathBuf>),
+    RemoveDir(PathBuf),
+    Stop,
+}
+
+#[derive(Debug)]
+pub(super) struct Housekeeper {
+    thread: JoinHandle<()>,
+}
+
+impl Housekeeper {
+    /// Starts the thread; from then on the context's tasks are done.
+    pub(super) fn start(context: &Arc<Context>, partitions: &Partitions) -> std::io::Result<Self> {
+        let (sender, tasks) = mpsc::channel();
+        let (held, partitions) = (Arc::clone(context), Arc::clone(partitions));
+        let run = move || {
+            while let Ok(task) = tasks.recv() {
+                if matches!(task, Task::Stop) {
+                    break;
+                }
+                perform(task, &held, &partitions);
+            }
+        };
+        let thread = std::thread::Builder::new().name("quipu-keeper".to_owned()).spawn(run)?;
+        let _ = context.tasks.set(sender);
+        Ok(Self { thread })
+    }
+
+    /// Lets the thread finish what it has, and ends it.
+    pub(super) fn stop(self, context: &Context) {
+        if let Some(tasks) = context.tasks.get() {
+            let _ = tasks.send(Task::Stop);
+        }
+        if self.thread.join().is_err() {
+            tracing::error!("the housekeeping thread panicked");
+        }
+    }
+}
+
+fn perform(task: Task, context: &Arc<Context>, partitions: &Partitions) {
+    match task {
+        Task::Checkpoint => {
+            context.checkpoint_asked.store(false, Ordering::Release);
+            if let Err(failure) = checkpoint::run(context, partitions) {
+                tracing::error!(%failure, "a checkpoint failed");
+            }
+        }
+        Task::Writeback(file, position, len) => file.start_writeback(position, len),
+        Task::RemoveFiles(paths) => context.remove_files_now(&paths),
+        Task::RemoveDir(dir) => context.remove_dir_now(&dir),
+        Task::Stop => {}
+    }
+}
