@@ -1,4 +1,5 @@
 //! A node in a temporary directory, its clients, and requests for them.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use std::time::Duration;
 
