@@ -1,4 +1,5 @@
 //! What the codec promises about batches of any shape, and about bytes that are not batches.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use bytes::Bytes;
 use proptest::{collection::vec, option, prelude::*};

@@ -96,8 +96,8 @@ impl Compression {
     /// `compressed`, decompressed: without a copy where this is [`Self::None`].
     ///
     /// # Errors
-    /// [`BatchError::TooLarge`] once there are more than `limit` bytes (no more memory than that is taken, the codec's
-    /// window aside); [`BatchError::Codec`] where the codec refuses them.
+    /// [`BatchError::TooLarge`] once there are more than `limit` bytes (no more memory than that is taken for them,
+    /// the codec's window aside); [`BatchError::Codec`] where the codec refuses them.
     pub fn decompress(self, compressed: &Bytes, limit: usize) -> Result<Bytes, BatchError> {
         if self == Self::None {
             return if compressed.len() > limit {
@@ -121,8 +121,11 @@ impl Compression {
             }
             filled += read;
             if filled == plain.len() {
-                // One byte past the limit, so that there is always room to notice what is too much.
-                plain.resize(filled.saturating_mul(2).min(limit.saturating_add(1)), 0);
+                // One byte past the limit, so that there is always room to notice what is too much; and exactly,
+                // because a vector left to grow by itself would double past the limit.
+                let room = filled.saturating_mul(2).min(limit.saturating_add(1));
+                plain.reserve_exact(room - filled);
+                plain.resize(room, 0);
             }
         }
         plain.truncate(filled);

@@ -1,6 +1,6 @@
 //! Reading a batch's records: one by one for whoever wants them, or only to know that they are sound.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::{
     BatchError, BatchHeader, MAX_UNCOMPRESSED_BYTES, Record, RecordHeader, RecordProblem,
@@ -59,7 +59,8 @@ impl RecordIter {
                 value: value.map(slice),
             });
         })?;
-        self.rest = self.rest.slice(self.rest.len() - rest.len()..);
+        let read = self.rest.len() - rest.len();
+        self.rest.advance(read);
         self.next += 1;
         Ok(record)
     }
@@ -140,7 +141,7 @@ pub(super) fn check_compressed(source: Decompressor<'_>, count: u32) -> Result<(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn check_body(body: &[u8], index: u32) -> Result<(), RecordProblem> {
     RawRecord::parse(body, index)?.visit_headers(|_, _| ())
 }
@@ -186,7 +187,9 @@ impl<'a> Window<'a> {
         self.start = 0;
         while self.end < count {
             if self.end == self.buffer.len() {
-                self.buffer.resize(count.min(self.end * 2), 0);
+                let room = count.min(self.end * 2);
+                self.buffer.reserve_exact(room - self.end);
+                self.buffer.resize(room, 0);
             }
             let read = self.source.read(&mut self.buffer[self.end..])?;
             if read == 0 {

@@ -6,31 +6,36 @@ use super::RecordProblem;
 pub(super) const MAX_LEN_32: usize = 5;
 
 /// Takes a 32-bit number off the front of `bytes`.
-#[inline]
+#[inline(always)]
 pub(super) fn take_i32(bytes: &mut &[u8]) -> Result<i32, RecordProblem> {
     let raw = take::<{ u32::BITS }>(bytes)? as u32;
     Ok((raw >> 1) as i32 ^ -((raw & 1) as i32))
 }
 
 /// Takes a 64-bit number off the front of `bytes`.
-#[inline]
+#[inline(always)]
 pub(super) fn take_i64(bytes: &mut &[u8]) -> Result<i64, RecordProblem> {
     let raw = take::<{ u64::BITS }>(bytes)?;
     Ok((raw >> 1) as i64 ^ -((raw & 1) as i64))
 }
 
-#[inline]
+#[inline(always)]
 fn take<const BITS: u32>(bytes: &mut &[u8]) -> Result<u64, RecordProblem> {
-    // Nearly every field of nearly every record is one byte.
-    if let [first, rest @ ..] = *bytes
-        && *first < 0x80
-    {
-        *bytes = rest;
-        return Ok((*first).into());
+    // Nearly every field of nearly every record is one byte, and nearly all others are two.
+    match *bytes {
+        [first, rest @ ..] if *first < 0x80 => {
+            *bytes = rest;
+            Ok((*first).into())
+        }
+        [first, second, rest @ ..] if *second < 0x80 => {
+            *bytes = rest;
+            Ok(u64::from(*first & 0x7f) | u64::from(*second) << 7)
+        }
+        _ => take_long::<BITS>(bytes),
     }
-    take_long::<BITS>(bytes)
 }
 
+#[cold]
 fn take_long<const BITS: u32>(bytes: &mut &[u8]) -> Result<u64, RecordProblem> {
     let mut value = 0;
     let mut shift = 0;

@@ -1,6 +1,17 @@
 //! The seam to the outside: disk and clock stand behind traits, so that a whole node runs on a faulty in-memory disk under
 //! a virtual clock.
 
+mod clock;
+mod faulty;
+mod mmap;
+mod real;
+mod whole;
+
+pub use clock::ManualClock;
+pub use faulty::FaultyDisk;
+pub use real::{RealDisk, SystemClock};
+pub(crate) use whole::{read_whole, replace_file, write_whole};
+
 use std::{fmt, io, path::Path, sync::Arc};
 
 use bytes::Bytes;
@@ -47,6 +58,10 @@ pub trait Disk: fmt::Debug + Send + Sync {
 }
 
 /// An open file.
+#[allow(
+    clippy::len_without_is_empty,
+    reason = "nobody asks whether a file is empty"
+)]
 pub trait DiskFile: fmt::Debug + Send + Sync {
     /// The file's length in bytes.
     fn len(&self) -> io::Result<u64>;

@@ -19,7 +19,8 @@ pub(crate) fn write_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Res
     if disk.exists(path) {
         disk.remove_file(path)?;
     }
-    disk.open(path, OpenMode::CreateNew)?.write_at(Position::default(), &[bytes])
+    disk.open(path, OpenMode::CreateNew)?
+        .write_at(Position::default(), &[bytes])
 }
 
 /// Replaces a file atomically and durably: whoever opens it later, after a crash too, finds the old bytes or the new ones.

@@ -27,7 +27,8 @@ pub(super) struct StampedBatch {
 
 impl StampedBatch {
     pub(super) fn next_offset(&self) -> Offset {
-        self.base_offset.plus(u64::from(self.header.last_offset_delta) + 1)
+        self.base_offset
+            .plus(u64::from(self.header.last_offset_delta) + 1)
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -53,7 +54,15 @@ impl ActiveSegment {
     pub(super) fn new(segment: Arc<Segment>, allocated: u64) -> Self {
         let len = segment.len();
         let newest = segment.newest();
-        Self { segment, allocated, next_index_at: len, written_back: len, pending: Vec::new(), len, newest }
+        Self {
+            segment,
+            allocated,
+            next_index_at: len,
+            written_back: len,
+            pending: Vec::new(),
+            len,
+            newest,
+        }
     }
 
     /// The bytes of all batches taken, written or not.
@@ -90,10 +99,18 @@ impl ActiveSegment {
 
     /// Writes what was taken and shows it to readers.
     pub(super) fn write_pending(&mut self) -> std::io::Result<()> {
-        let Some(last) = self.pending.last() else { return Ok(()) };
+        let Some(last) = self.pending.last() else {
+            return Ok(());
+        };
         let next_offset = last.next_offset();
-        let slices: Vec<&[u8]> = self.pending.iter().flat_map(|batch| [&batch.prefix[..], &batch.body[..]]).collect();
-        self.segment.file.write_at(Position::new(self.segment.len()), &slices)?;
+        let slices: Vec<&[u8]> = self
+            .pending
+            .iter()
+            .flat_map(|batch| [&batch.prefix[..], &batch.body[..]])
+            .collect();
+        self.segment
+            .file
+            .write_at(Position::new(self.segment.len()), &slices)?;
         self.segment.publish(self.len, next_offset, self.newest);
         self.pending.clear();
         Ok(())

@@ -10,7 +10,7 @@ use super::{
     core::CoreError,
     types::{Control, EntryInfo, EntryKind, LogEntry, Payload},
 };
-use crate::wal::{Completion, RecordKind, RoomError, WalRecord};
+use crate::wal::{Completion, RecordKind, WalRecord};
 
 /// Room for a batch, taken before it is proposed, so that appending it cannot meet a full disk. Drop it once the batch was
 /// appended or given up.
@@ -33,23 +33,26 @@ impl PartitionLog {
     /// Nothing has happened then; all but damage and failure heal by themselves.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, ReserveError> {
         self.check_undamaged()?;
-        self.context.wal.has_room(bytes).map_err(|error| match error {
-            RoomError::Busy => {
+        self.context.wal.has_room(bytes).inspect_err(|error| {
+            if matches!(error, ReserveError::Busy) {
                 self.context.request_checkpoint();
-                ReserveError::Busy
             }
-            RoomError::DiskFull { path, detail } => ReserveError::DiskFull { path, bytes, detail },
-            RoomError::Failed(failure) => failure.into(),
         })?;
         let mut inner = self.inner.lock();
         let wanted = inner.reserved_bytes + bytes;
         let core = &mut inner.core;
         let held = core.active.as_ref().map_or(0, |active| active.len());
         let room = if held > 0 && held + wanted <= core.config.segment_bytes {
-            core.active.as_mut().map_or(Ok(()), |active| active.allocate(wanted))
+            core.active
+                .as_mut()
+                .map_or(Ok(()), |active| active.allocate(wanted))
         } else if wanted == bytes || wanted <= core.config.segment_bytes {
             // Some of what is on its way may still go to the active segment, the rest to the next: both have room for all.
-            core.ensure_spare(wanted).and_then(|()| core.active.as_mut().map_or(Ok(()), |active| active.allocate(wanted)))
+            core.ensure_spare(wanted).and_then(|()| {
+                core.active
+                    .as_mut()
+                    .map_or(Ok(()), |active| active.allocate(wanted))
+            })
         } else {
             return Err(ReserveError::Busy);
         };
@@ -57,11 +60,16 @@ impl PartitionLog {
             Ok(()) => {
                 inner.reserved_bytes = wanted;
                 drop(inner);
-                Ok(Reservation { log: Arc::clone(self), bytes })
+                Ok(Reservation {
+                    log: Arc::clone(self),
+                    bytes,
+                })
             }
-            Err(error) if is_full(&error) => {
-                Err(ReserveError::DiskFull { path: core.dir.clone(), bytes, detail: error.to_string() })
-            }
+            Err(error) if is_full(&error) => Err(ReserveError::DiskFull {
+                path: core.dir.clone(),
+                bytes,
+                detail: error.to_string(),
+            }),
             Err(error) => {
                 let path = core.dir.clone();
                 Err(self.fail("allocate", path, error).into())
@@ -81,9 +89,15 @@ impl PartitionLog {
         self.check_continues(&inner, &entries)?;
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
-            records.push(self.push(&mut inner, entry, now).map_err(|error| self.append_error(error))?);
+            records.push(
+                self.push(&mut inner, entry, now)
+                    .map_err(|error| self.append_error(error))?,
+            );
         }
-        inner.core.write_pending().map_err(|error| self.append_error(error))?;
+        inner
+            .core
+            .write_pending()
+            .map_err(|error| self.append_error(error))?;
         self.submit(&mut inner, records, done)?;
         self.start_writeback(&mut inner);
         drop(inner);
@@ -102,17 +116,42 @@ impl PartitionLog {
         let mut payload = BytesMut::with_capacity(9);
         payload.put_u64_le(vote.node.get());
         payload.put_u8(u8::from(vote.committed));
-        let id = LogId { term: vote.term, ..LogId::default() };
-        let record = self.record(RecordKind::Vote, id, Offset::ZERO, [payload.freeze(), Bytes::new()]);
+        let id = LogId {
+            term: vote.term,
+            ..LogId::default()
+        };
+        let record = self.record(
+            RecordKind::Vote,
+            id,
+            Offset::ZERO,
+            [payload.freeze(), Bytes::new()],
+        );
         self.submit(&mut inner, vec![record], done)
     }
 
-    pub(super) fn record(&self, kind: RecordKind, log_id: LogId, base_offset: Offset, payload: [Bytes; 2]) -> WalRecord {
-        WalRecord { key: self.key, kind, log_id, base_offset, payload }
+    pub(super) fn record(
+        &self,
+        kind: RecordKind,
+        log_id: LogId,
+        base_offset: Offset,
+        payload: [Bytes; 2],
+    ) -> WalRecord {
+        WalRecord {
+            key: self.key,
+            kind,
+            log_id,
+            base_offset,
+            payload,
+        }
     }
 
     /// Queues records for the write-ahead log, in the order in which they changed this log.
-    pub(super) fn submit(&self, inner: &mut Inner, records: Vec<WalRecord>, done: Completion) -> Result<(), AppendError> {
+    pub(super) fn submit(
+        &self,
+        inner: &mut Inner,
+        records: Vec<WalRecord>,
+        done: Completion,
+    ) -> Result<(), AppendError> {
         inner.captured = None;
         inner.lsn = self.context.wal.submit(records, done)?;
         Ok(())
@@ -120,7 +159,13 @@ impl PartitionLog {
 
     /// Everything is checked before anything is changed: a refused append leaves the log as it was.
     fn check_continues(&self, inner: &Inner, entries: &[LogEntry]) -> Result<(), AppendError> {
-        let refuse = |id, detail: String| Err(AppendError::Discontinuous { key: self.key, id, detail });
+        let refuse = |id, detail: String| {
+            Err(AppendError::Discontinuous {
+                key: self.key,
+                id,
+                detail,
+            })
+        };
         let (mut index, mut end) = (inner.core.next_index(), inner.core.end_offset);
         let mut term = inner.core.last.map(|last| last.term).unwrap_or_default();
         for entry in entries {
@@ -131,7 +176,13 @@ impl PartitionLog {
             if let Payload::Stamped(batch) = &entry.payload
                 && batch.header().base_offset != end
             {
-                return refuse(id, format!("it carries base offset {}, this log ends at {end}", batch.header().base_offset));
+                return refuse(
+                    id,
+                    format!(
+                        "it carries base offset {}, this log ends at {end}",
+                        batch.header().base_offset
+                    ),
+                );
             }
             if let Payload::Stamped(batch) | Payload::Batch(batch) = &entry.payload {
                 end = end.plus(u64::from(batch.header().last_offset_delta) + 1);
@@ -141,25 +192,57 @@ impl PartitionLog {
         Ok(())
     }
 
-    fn push(&self, inner: &mut Inner, entry: LogEntry, now: TimestampMs) -> Result<WalRecord, CoreError> {
+    fn push(
+        &self,
+        inner: &mut Inner,
+        entry: LogEntry,
+        now: TimestampMs,
+    ) -> Result<WalRecord, CoreError> {
         match entry.payload {
-            Payload::Batch(batch) | Payload::Stamped(batch) => self.push_batch(inner, entry.id, &batch, now),
+            Payload::Batch(batch) | Payload::Stamped(batch) => {
+                self.push_batch(inner, entry.id, &batch, now)
+            }
             Payload::Control(control) => Ok(self.push_control(inner, entry.id, control)),
         }
     }
 
-    fn push_batch(&self, inner: &mut Inner, id: LogId, batch: &RecordBatch, now: TimestampMs) -> Result<WalRecord, CoreError> {
+    fn push_batch(
+        &self,
+        inner: &mut Inner,
+        id: LogId,
+        batch: &RecordBatch,
+        now: TimestampMs,
+    ) -> Result<WalRecord, CoreError> {
         let stamped = inner.core.push_batch(id, batch, now)?;
-        let kind = EntryKind::Batch { base: stamped.base_offset, next: stamped.next_offset() };
+        let kind = EntryKind::Batch {
+            base: stamped.base_offset,
+            next: stamped.next_offset(),
+        };
         remember(&mut inner.recent, EntryInfo { id, kind });
-        Ok(self.record(RecordKind::Batch, id, stamped.base_offset, [stamped.prefix, stamped.body]))
+        Ok(self.record(
+            RecordKind::Batch,
+            id,
+            stamped.base_offset,
+            [stamped.prefix, stamped.body],
+        ))
     }
 
     fn push_control(&self, inner: &mut Inner, id: LogId, control: Control) -> WalRecord {
         let kind = Bytes::copy_from_slice(&[control.kind as u8]);
-        let record = self.record(RecordKind::Control, id, inner.core.end_offset, [kind, control.bytes.clone()]);
+        let record = self.record(
+            RecordKind::Control,
+            id,
+            inner.core.end_offset,
+            [kind, control.bytes.clone()],
+        );
         inner.core.push_control(id, control.clone());
-        remember(&mut inner.recent, EntryInfo { id, kind: EntryKind::Control(control) });
+        remember(
+            &mut inner.recent,
+            EntryInfo {
+                id,
+                kind: EntryKind::Control(control),
+            },
+        );
         record
     }
 
@@ -167,7 +250,8 @@ impl PartitionLog {
         if let Some(active) = &mut inner.core.active
             && let Some((position, len)) = active.take_writeback()
         {
-            self.context.start_writeback(Arc::clone(&active.segment.file), position, len);
+            self.context
+                .start_writeback(Arc::clone(&active.segment.file), position, len);
         }
     }
 }

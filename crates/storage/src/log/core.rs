@@ -7,7 +7,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use quipu_model::{LogId, Offset, PartitionKey, RaftIndex, RecordBatch, TimestampMs, TopicConfig, Vote, batch::BatchHeader};
+use quipu_model::{
+    LogId, Offset, PartitionKey, RaftIndex, RecordBatch, TimestampMs, TopicConfig, Vote,
+    batch::BatchHeader,
+};
 
 use super::{
     active::{ActiveSegment, StampedBatch, next_allocation},
@@ -62,7 +65,12 @@ pub(super) enum CoreError {
 }
 
 impl LogCore {
-    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, key: PartitionKey, config: TopicConfig) -> Self {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        key: PartitionKey,
+        config: TopicConfig,
+    ) -> Self {
         Self {
             key,
             dir,
@@ -83,7 +91,10 @@ impl LogCore {
 
     /// All segments, oldest first.
     pub(super) fn segments(&self) -> impl DoubleEndedIterator<Item = &Arc<Segment>> {
-        self.closed.iter().map(|closed| &closed.segment).chain(self.active.as_ref().map(|active| &active.segment))
+        self.closed
+            .iter()
+            .map(|closed| &closed.segment)
+            .chain(self.active.as_ref().map(|active| &active.segment))
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
@@ -91,26 +102,38 @@ impl LogCore {
     }
 
     pub(super) fn next_index(&self) -> RaftIndex {
-        self.last.map_or(RaftIndex::default(), |last| last.index.next())
+        self.last
+            .map_or(RaftIndex::default(), |last| last.index.next())
     }
 
     /// Takes a batch as entry `id`, closing the active segment first where it would grow too large.
-    pub(super) fn push_batch(&mut self, id: LogId, batch: &RecordBatch, now: TimestampMs) -> Result<StampedBatch, CoreError> {
+    pub(super) fn push_batch(
+        &mut self,
+        id: LogId,
+        batch: &RecordBatch,
+        now: TimestampMs,
+    ) -> Result<StampedBatch, CoreError> {
         let stamped = StampedBatch {
             header: *batch.header(),
-            prefix: Bytes::copy_from_slice(&batch.stamped_prefix(self.end_offset, id.term.leader_epoch())),
+            prefix: Bytes::copy_from_slice(
+                &batch.stamped_prefix(self.end_offset, id.term.leader_epoch()),
+            ),
             body: batch.bytes().slice(BatchHeader::STAMPED_LEN..),
             base_offset: self.end_offset,
             raft_index: id.index,
         };
-        let full = |active: &ActiveSegment| active.len() > 0 && active.len() + stamped.len() > self.config.segment_bytes;
+        let full = |active: &ActiveSegment| {
+            active.len() > 0 && active.len() + stamped.len() > self.config.segment_bytes
+        };
         if self.active.as_ref().is_some_and(full) {
             self.close_active()?;
         }
         let interval = u64::from(self.config.index_interval_bytes);
         let path = self.dir.clone();
         let active = self.open_active(id.index, stamped.len(), now)?;
-        active.allocate(stamped.len()).map_err(|error| CoreError::Io("allocate", path, error))?;
+        active
+            .allocate(stamped.len())
+            .map_err(|error| CoreError::Io("allocate", path, error))?;
         active.push(stamped.clone(), interval);
         self.producers.note(&stamped.header, stamped.base_offset);
         self.end_offset = stamped.next_offset();
@@ -129,16 +152,27 @@ impl LogCore {
     }
 
     pub(super) fn write_pending(&mut self) -> Result<(), CoreError> {
-        let Some(active) = &mut self.active else { return Ok(()) };
-        active.write_pending().map_err(|error| CoreError::Io("write", active.segment.path.clone(), error))
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        active
+            .write_pending()
+            .map_err(|error| CoreError::Io("write", active.segment.path.clone(), error))
     }
 
-    fn open_active(&mut self, first_index: RaftIndex, bytes: u64, now: TimestampMs) -> Result<&mut ActiveSegment, CoreError> {
+    fn open_active(
+        &mut self,
+        first_index: RaftIndex,
+        bytes: u64,
+        now: TimestampMs,
+    ) -> Result<&mut ActiveSegment, CoreError> {
         if self.active.is_none() {
             let path = segment_path(&self.dir, self.end_offset, "log");
             let spare = match self.spare.take() {
                 Some(spare) => spare,
-                None => self.make_spare(bytes).map_err(|error| CoreError::Io("create", path.clone(), error))?,
+                None => self
+                    .make_spare(bytes)
+                    .map_err(|error| CoreError::Io("create", path.clone(), error))?,
             };
             self.disk
                 .rename(&self.dir.join(SPARE_NAME), &path)
@@ -147,7 +181,9 @@ impl LogCore {
             self.active = Some(ActiveSegment::new(Arc::new(segment), spare.allocated));
         }
         // Just filled, where it was empty.
-        self.active.as_mut().ok_or_else(|| CoreError::Io("open", self.dir.clone(), io::ErrorKind::NotFound.into()))
+        self.active
+            .as_mut()
+            .ok_or_else(|| CoreError::Io("open", self.dir.clone(), io::ErrorKind::NotFound.into()))
     }
 
     /// Creates the file for a next segment with room for `bytes`.
@@ -182,28 +218,42 @@ impl LogCore {
         if let Some(active) = self.active.take() {
             self.producers.expire();
             let producers = Some(Bytes::from(self.producers.encode()));
-            self.closed.push(ClosedSegment { segment: active.segment, producers });
+            self.closed.push(ClosedSegment {
+                segment: active.segment,
+                producers,
+            });
         }
         Ok(())
     }
 
     /// Drops all entries after `last`; gives back the segments that went whole. Producers are to be rebuilt then.
-    pub(super) fn truncate_after(&mut self, last: Option<LogId>) -> Result<Vec<Arc<Segment>>, CoreError> {
+    pub(super) fn truncate_after(
+        &mut self,
+        last: Option<LogId>,
+    ) -> Result<Vec<Arc<Segment>>, CoreError> {
         self.write_pending()?;
         let first_gone = last.map_or(RaftIndex::default(), |last| last.index.next());
         let cut = self.place_of(self.raft.batch_index_from(first_gone))?;
         let mut gone = Vec::new();
         if let Some((segment, place, newest)) = cut {
             let mut all = std::mem::take(&mut self.closed);
-            let active = self.active.take().map(|active| ClosedSegment { segment: active.segment, producers: None });
+            let active = self.active.take().map(|active| ClosedSegment {
+                segment: active.segment,
+                producers: None,
+            });
             all.extend(active);
             for closed in all {
-                if closed.segment.base > segment.base || (closed.segment.base == segment.base && place.position.get() == 0) {
+                if closed.segment.base > segment.base
+                    || (closed.segment.base == segment.base && place.position.get() == 0)
+                {
                     gone.push(closed.segment);
                 } else if closed.segment.base == segment.base {
                     let error = |error| CoreError::Segment(segment.path.clone(), error);
                     let shorter = segment.cut(place, newest).map_err(error)?;
-                    self.closed.push(ClosedSegment { segment: Arc::new(shorter), producers: None });
+                    self.closed.push(ClosedSegment {
+                        segment: Arc::new(shorter),
+                        producers: None,
+                    });
                 } else {
                     self.closed.push(closed);
                 }
@@ -216,9 +266,18 @@ impl LogCore {
     }
 
     /// The batch of a Raft index, the segment it is in, and the newest timestamp before it there; `None` past the last.
-    fn place_of(&self, index: RaftIndex) -> Result<Option<(Arc<Segment>, BatchPlace, TimestampMs)>, CoreError> {
-        let after = self.segments().filter(|segment| segment.first_index <= index).last().cloned();
-        let Some(segment) = after.or_else(|| self.segments().next().cloned()) else { return Ok(None) };
+    fn place_of(
+        &self,
+        index: RaftIndex,
+    ) -> Result<Option<(Arc<Segment>, BatchPlace, TimestampMs)>, CoreError> {
+        let after = self
+            .segments()
+            .filter(|segment| segment.first_index <= index)
+            .last()
+            .cloned();
+        let Some(segment) = after.or_else(|| self.segments().next().cloned()) else {
+            return Ok(None);
+        };
         let error = |error| CoreError::Segment(segment.path.clone(), error);
         let from = segment.search_from_raft(index).map_err(error)?;
         let mut newest = from.newest_before;
@@ -226,7 +285,7 @@ impl LogCore {
         let mut scan = Scan::new(&segment, from.position);
         while let Some((header, position)) = scan.next_header().map_err(error)? {
             if raft_index >= index {
-                let place = BatchPlace { header, position, raft_index };
+                let place = BatchPlace { header, position };
                 return Ok(Some((Arc::clone(&segment), place, newest)));
             }
             newest = newest.max(header.max_timestamp);
@@ -237,7 +296,11 @@ impl LogCore {
 
     /// Moves Raft's purge pointer; past the log's end, the log is emptied and goes on at `next_offset`. Gives back the
     /// segments that went.
-    pub(super) fn purge(&mut self, upto: LogId, next_offset: Offset) -> Result<Vec<Arc<Segment>>, CoreError> {
+    pub(super) fn purge(
+        &mut self,
+        upto: LogId,
+        next_offset: Offset,
+    ) -> Result<Vec<Arc<Segment>>, CoreError> {
         self.write_pending()?;
         let mut gone = Vec::new();
         if self.last.is_none_or(|last| last.index < upto.index) {
@@ -250,7 +313,10 @@ impl LogCore {
             self.end_offset = next_offset;
             self.note_entry(upto);
         }
-        if self.last_purged.is_none_or(|purged| purged.index < upto.index) {
+        if self
+            .last_purged
+            .is_none_or(|purged| purged.index < upto.index)
+        {
             self.last_purged = Some(upto);
         }
         self.forget_raft();
@@ -260,7 +326,10 @@ impl LogCore {
     /// Forgets terms and controls that neither Raft nor the walk of a segment can still ask for.
     fn forget_raft(&mut self) {
         let purged = self.last_purged.map_or(RaftIndex::default(), |id| id.index);
-        let first = self.segments().next().map_or(purged, |segment| segment.first_index);
+        let first = self
+            .segments()
+            .next()
+            .map_or(purged, |segment| segment.first_index);
         self.raft.forget_before(purged.min(first));
     }
 
@@ -268,8 +337,13 @@ impl LogCore {
     pub(super) fn trim(&mut self, before: Offset) -> Vec<Arc<Segment>> {
         self.start_offset = self.start_offset.max(before.min(self.end_offset));
         let start = self.start_offset;
-        let keep = self.closed.partition_point(|closed| closed.segment.next_offset() <= start);
-        self.closed.drain(..keep).map(|closed| closed.segment).collect()
+        let keep = self
+            .closed
+            .partition_point(|closed| closed.segment.next_offset() <= start);
+        self.closed
+            .drain(..keep)
+            .map(|closed| closed.segment)
+            .collect()
     }
 
     /// Rebuilds what is known of producers from the newest usable snapshot on.
@@ -278,7 +352,12 @@ impl LogCore {
             Some(bytes) => ProducerTable::decode(bytes),
             None => load_producers(&*self.disk, &self.dir, &closed.segment),
         };
-        let found = self.closed.iter().enumerate().rev().find_map(|(at, closed)| Some((at + 1, snapshot(closed)?)));
+        let found = self
+            .closed
+            .iter()
+            .enumerate()
+            .rev()
+            .find_map(|(at, closed)| Some((at + 1, snapshot(closed)?)));
         let (from, mut table) = found.unwrap_or_default();
         let segments: Vec<_> = self.segments().skip(from).cloned().collect();
         for (at, segment) in segments.iter().enumerate() {

@@ -19,12 +19,23 @@ impl PartitionLog {
         if inner.core.last == last {
             return Ok(());
         }
-        let gone = inner.core.truncate_after(last).map_err(|error| self.append_error(error))?;
-        inner.core.rebuild_producers().map_err(|error| self.append_error(error))?;
+        let gone = inner
+            .core
+            .truncate_after(last)
+            .map_err(|error| self.append_error(error))?;
+        inner
+            .core
+            .rebuild_producers()
+            .map_err(|error| self.append_error(error))?;
         let keep = last.map_or(0, |last| last.index.get() + 1);
         inner.recent.retain(|entry| entry.id.index.get() < keep);
         let present = Bytes::copy_from_slice(&[u8::from(last.is_some())]);
-        let record = self.record(RecordKind::Truncate, last.unwrap_or_default(), inner.core.end_offset, [present, Bytes::new()]);
+        let record = self.record(
+            RecordKind::Truncate,
+            last.unwrap_or_default(),
+            inner.core.end_offset,
+            [present, Bytes::new()],
+        );
         self.submit_and_remove(&mut inner, record, &gone)
     }
 
@@ -36,7 +47,10 @@ impl PartitionLog {
     pub fn purge(&self, upto: LogId, next_offset: Offset) -> Result<(), AppendError> {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
-        let gone = inner.core.purge(upto, next_offset).map_err(|error| self.append_error(error))?;
+        let gone = inner
+            .core
+            .purge(upto, next_offset)
+            .map_err(|error| self.append_error(error))?;
         inner.recent.retain(|entry| entry.id.index > upto.index);
         let record = self.record(RecordKind::Purge, upto, next_offset, Default::default());
         self.submit_and_remove(&mut inner, record, &gone)
@@ -53,26 +67,44 @@ impl PartitionLog {
             return Ok(());
         }
         let gone = inner.core.trim(before);
-        let record = self.record(RecordKind::Trim, LogId::default(), inner.core.start_offset, Default::default());
+        let record = self.record(
+            RecordKind::Trim,
+            LogId::default(),
+            inner.core.start_offset,
+            Default::default(),
+        );
         // Only once the trim is durable: a start before it must still find the files.
         let (context, paths) = (Arc::clone(&self.context), files_of(&gone));
-        self.submit(&mut inner, vec![record], Box::new(move |flushed| {
-            if flushed.is_ok() {
-                context.remove_files(paths);
-            }
-        }))
+        self.submit(
+            &mut inner,
+            vec![record],
+            Box::new(move |flushed| {
+                if flushed.is_ok() {
+                    context.remove_files(paths);
+                }
+            }),
+        )
     }
 
     /// Waits until a record is durable before it removes files: the next segment may take the name of one of them, and a
     /// start before the record must still find them. Rare: a leader change, or a snapshot's install.
-    fn submit_and_remove(&self, inner: &mut Inner, record: WalRecord, gone: &[Arc<Segment>]) -> Result<(), AppendError> {
+    fn submit_and_remove(
+        &self,
+        inner: &mut Inner,
+        record: WalRecord,
+        gone: &[Arc<Segment>],
+    ) -> Result<(), AppendError> {
         if gone.is_empty() {
             return self.submit(inner, vec![record], Box::new(|_| ()));
         }
         let (sender, flushed) = mpsc::sync_channel(1);
-        self.submit(inner, vec![record], Box::new(move |result| {
-            let _ = sender.send(result);
-        }))?;
+        self.submit(
+            inner,
+            vec![record],
+            Box::new(move |result| {
+                let _ = sender.send(result);
+            }),
+        )?;
         if let Ok(result) = flushed.recv() {
             result?;
         }
@@ -84,5 +116,8 @@ impl PartitionLog {
 /// A segment's file and those beside it.
 fn files_of(segments: &[Arc<Segment>]) -> Vec<PathBuf> {
     let beside = ["log", "index", "producers", "seal"];
-    segments.iter().flat_map(|segment| beside.map(|ending| segment.path.with_extension(ending))).collect()
+    segments
+        .iter()
+        .flat_map(|segment| beside.map(|ending| segment.path.with_extension(ending)))
+        .collect()
 }

@@ -59,7 +59,9 @@ pub enum ReadError {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReserveError {
     /// Nothing was written; reads go on; it heals by itself once there is room.
-    #[error("no room for {bytes} more bytes in {path}: {detail}; free space on the disk, or lower the topics' retention")]
+    #[error(
+        "no room for {bytes} more bytes in {path}: {detail}; free space on the disk, or lower the topics' retention"
+    )]
     DiskFull {
         /// The file that could not grow.
         path: PathBuf,

@@ -63,8 +63,15 @@ impl SparseIndex {
 
     /// Drops the entries at or behind a position (the segment was cut there).
     pub(super) fn truncate_at(&mut self, position: Position) {
-        let kept = (0..self.len()).filter_map(|at| self.get(at)).take_while(|entry| entry.position < position).collect();
-        *self = if matches!(self, Self::Rebuilt(_)) { Self::Rebuilt(kept) } else { Self::Growing(kept) };
+        let kept = (0..self.len())
+            .filter_map(|at| self.get(at))
+            .take_while(|entry| entry.position < position)
+            .collect();
+        *self = if matches!(self, Self::Rebuilt(_)) {
+            Self::Rebuilt(kept)
+        } else {
+            Self::Growing(kept)
+        };
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {

@@ -12,15 +12,13 @@ use super::{
     state::{PartitionState, UnsealedSegment},
     types::RetentionPolicy,
 };
-use crate::{io::DiskFile, wal::Lsn};
+use crate::io::DiskFile;
 
 /// What a checkpoint takes from a partition.
 #[derive(Debug)]
 pub(crate) struct Captured {
     /// The encoded [`PartitionState`].
     pub(crate) state: Bytes,
-    /// The last WAL record reflected in it.
-    pub(crate) lsn: Lsn,
     /// The files that must be durable before it is.
     pub(crate) unsynced: Vec<(std::path::PathBuf, Arc<dyn DiskFile>)>,
 }
@@ -30,13 +28,24 @@ impl PartitionLog {
     pub(crate) fn seal_closed(&self) -> std::io::Result<()> {
         let unsealed: Vec<ClosedSegment> = {
             let inner = self.inner.lock();
-            inner.core.closed.iter().filter(|closed| !closed.segment.is_sealed()).cloned().collect()
+            inner
+                .core
+                .closed
+                .iter()
+                .filter(|closed| !closed.segment.is_sealed())
+                .cloned()
+                .collect()
         };
         for ClosedSegment { segment, producers } in unsealed {
             let dir = self.inner.lock().core.dir.clone();
             segment.seal(&*self.context.disk, &dir, &producers.unwrap_or_default())?;
             let mut inner = self.inner.lock();
-            for closed in inner.core.closed.iter_mut().filter(|closed| Arc::ptr_eq(&closed.segment, &segment)) {
+            for closed in inner
+                .core
+                .closed
+                .iter_mut()
+                .filter(|closed| Arc::ptr_eq(&closed.segment, &segment))
+            {
                 closed.producers = None;
             }
             inner.captured = None;
@@ -50,17 +59,21 @@ impl PartitionLog {
         if inner.removed {
             return None;
         }
-        let lsn = inner.lsn;
         if let Some(state) = inner.captured.clone() {
-            return Some(Captured { state, lsn, unsynced: Vec::new() });
+            return Some(Captured {
+                state,
+                unsynced: Vec::new(),
+            });
         }
         let mut encoded = Vec::new();
         inner.partition_state(self.key).encode(&mut encoded);
         let state = Bytes::from(encoded);
         inner.captured = Some(state.clone());
         let unsealed = inner.core.segments().filter(|segment| !segment.is_sealed());
-        let unsynced = unsealed.map(|segment| (segment.path.clone(), Arc::clone(&segment.file))).collect();
-        Some(Captured { state, lsn, unsynced })
+        let unsynced = unsealed
+            .map(|segment| (segment.path.clone(), Arc::clone(&segment.file)))
+            .collect();
+        Some(Captured { state, unsynced })
     }
 
     /// Forgets that the last capture was taken: the checkpoint it was for did not happen.
@@ -76,13 +89,22 @@ impl PartitionLog {
     /// Up to which offset the policy lets records go now: always the end of a closed segment.
     pub fn retention_point(&self, policy: RetentionPolicy, now: TimestampMs) -> Option<Offset> {
         let inner = self.inner.lock();
-        let (mut bytes, mut records) = (inner.core.size_bytes(), inner.core.end_offset.since(inner.core.start_offset));
+        let (mut bytes, mut records) = (
+            inner.core.size_bytes(),
+            inner.core.end_offset.since(inner.core.start_offset),
+        );
         let mut point = None;
         for ClosedSegment { segment, .. } in &inner.core.closed {
             let age_ms = now.get().saturating_sub(segment.newest().get());
-            let too_old = policy.max_age_ms.is_some_and(|most| age_ms > 0 && age_ms as u64 > most);
-            let too_large = policy.max_bytes.is_some_and(|most| bytes - segment.len() >= most);
-            let too_many = policy.max_records.is_some_and(|most| records.saturating_sub(segment.records()) >= most);
+            let too_old = policy
+                .max_age_ms
+                .is_some_and(|most| age_ms > 0 && age_ms as u64 > most);
+            let too_large = policy
+                .max_bytes
+                .is_some_and(|most| bytes - segment.len() >= most);
+            let too_many = policy
+                .max_records
+                .is_some_and(|most| records.saturating_sub(segment.records()) >= most);
             if !(too_old || too_large || too_many) {
                 break;
             }
@@ -107,7 +129,10 @@ impl PartitionLog {
             active.len() > 0 && age_ms > 0 && age_ms as u64 >= most
         });
         if due {
-            inner.core.close_active().map_err(|error| self.append_error(error))?;
+            inner
+                .core
+                .close_active()
+                .map_err(|error| self.append_error(error))?;
             inner.captured = None;
         }
         Ok(())
@@ -119,7 +144,10 @@ impl PartitionLog {
         let inner = self.inner.lock();
         let first = inner.core.segments().next()?;
         let index = RaftIndex::new(first.first_index.get().checked_sub(1)?);
-        let purged = inner.core.last_purged.map_or(RaftIndex::default(), |purged| purged.index);
+        let purged = inner
+            .core
+            .last_purged
+            .map_or(RaftIndex::default(), |purged| purged.index);
         let term = inner.core.raft.term_of(index)?;
         (first.base > Offset::ZERO && index > purged).then_some((LogId { term, index }, first.base))
     }
@@ -148,7 +176,11 @@ impl Inner {
             membership: self.applied.1.clone(),
             terms: core.raft.terms().to_vec(),
             controls: core.raft.controls().clone(),
-            unsealed: core.segments().filter(|segment| !segment.is_sealed()).map(unsealed).collect(),
+            unsealed: core
+                .segments()
+                .filter(|segment| !segment.is_sealed())
+                .map(unsealed)
+                .collect(),
         }
     }
 }

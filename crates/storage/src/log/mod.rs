@@ -32,11 +32,13 @@ pub use self::{
     error::{AppendError, ReadError, ReserveError},
     producers::MAX_PRODUCER_BATCHES,
     types::{
-        Control, ControlKind, EntryInfo, EntryKind, LogEntry, LogState, Payload, ProducerBatch, ProducerTail, ReadBatches,
-        RetentionPolicy, TimestampedOffset,
+        Control, ControlKind, EntryInfo, EntryKind, LogEntry, LogState, Payload, ProducerBatch,
+        ProducerTail, ReadBatches, RetentionPolicy, TimestampedOffset,
     },
 };
-pub(crate) use self::{append::is_full, maintain::Captured, recover::RecoveringLog, state::PartitionState};
+pub(crate) use self::{
+    append::is_full, maintain::Captured, recover::RecoveringLog, state::PartitionState,
+};
 use self::{
     core::{CoreError, LogCore},
     segment::SegmentError,
@@ -120,7 +122,11 @@ impl PartitionLog {
     /// Notes what Raft has applied, for the next checkpoint to keep.
     pub fn set_applied(&self, applied: LogId, membership: Option<(LogId, Bytes)>) {
         let mut inner = self.inner.lock();
-        while inner.recent.front().is_some_and(|entry| entry.id.index <= applied.index) {
+        while inner
+            .recent
+            .front()
+            .is_some_and(|entry| entry.id.index <= applied.index)
+        {
             inner.recent.pop_front();
         }
         inner.applied.0 = Some(applied);
@@ -142,7 +148,12 @@ impl PartitionLog {
     /// Stops serving the partition: bytes that were acknowledged are no longer what was written.
     fn latch_damage(&self, path: PathBuf, position: u64, detail: String) -> Arc<PartitionDamage> {
         let damage = Arc::clone(self.damage.get_or_init(|| {
-            let damage = PartitionDamage { key: self.key, path, position, detail };
+            let damage = PartitionDamage {
+                key: self.key,
+                path,
+                position,
+                detail,
+            };
             tracing::error!(%damage, "a partition is no longer served");
             Arc::new(damage)
         }));
@@ -151,7 +162,9 @@ impl PartitionLog {
 
     fn read_error(&self, path: PathBuf, error: SegmentError) -> ReadError {
         match error {
-            SegmentError::Rot { position, detail } => self.latch_damage(path, position.get(), detail).into(),
+            SegmentError::Rot { position, detail } => {
+                self.latch_damage(path, position.get(), detail).into()
+            }
             SegmentError::Io(error) => ReadError::Io { path, error },
         }
     }
@@ -162,18 +175,28 @@ impl PartitionLog {
             CoreError::Segment(path, SegmentError::Rot { position, detail }) => {
                 self.latch_damage(path, position.get(), detail).into()
             }
-            CoreError::Segment(path, SegmentError::Io(error)) => self.fail("read", path, error).into(),
+            CoreError::Segment(path, SegmentError::Io(error)) => {
+                self.fail("read", path, error).into()
+            }
             CoreError::Io(operation, path, error) => self.fail(operation, path, error).into(),
         }
     }
 
-    fn fail(&self, operation: &'static str, path: PathBuf, error: std::io::Error) -> StorageFailure {
-        let failure = StorageFailure { operation, path, error: Arc::new(error) };
-        self.context.wal.fail(failure.clone());
-        failure
+    fn fail(
+        &self,
+        operation: &'static str,
+        path: PathBuf,
+        error: std::io::Error,
+    ) -> StorageFailure {
+        self.context.wal.fail(operation, &path, error)
     }
 
     fn out_of_range(&self, offset: Offset, start: Offset, end: Offset) -> ReadError {
-        ReadError::OutOfRange { key: self.key, offset, start, end }
+        ReadError::OutOfRange {
+            key: self.key,
+            offset,
+            start,
+            end,
+        }
     }
 }

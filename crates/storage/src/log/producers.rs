@@ -40,11 +40,14 @@ impl ProducerTable {
         if !header.producer_id.is_some() {
             return;
         }
-        let state = self.producers.entry(header.producer_id).or_insert_with(|| ProducerState {
-            epoch: header.producer_epoch,
-            last_timestamp: header.max_timestamp,
-            batches: VecDeque::with_capacity(1),
-        });
+        let state = self
+            .producers
+            .entry(header.producer_id)
+            .or_insert_with(|| ProducerState {
+                epoch: header.producer_epoch,
+                last_timestamp: header.max_timestamp,
+                batches: VecDeque::with_capacity(1),
+            });
         if state.epoch != header.producer_epoch {
             state.epoch = header.producer_epoch;
             state.batches.clear();
@@ -53,20 +56,32 @@ impl ProducerTable {
             state.batches.pop_front();
         }
         state.last_timestamp = state.last_timestamp.max(header.max_timestamp);
-        state.batches.push_back(ProducerBatch { first: header.base_sequence, last: header.last_sequence(), base_offset });
+        state.batches.push_back(ProducerBatch {
+            first: header.base_sequence,
+            last: header.last_sequence(),
+            base_offset,
+        });
     }
 
     pub(super) fn tail(&self, id: ProducerId) -> Option<ProducerTail> {
         let state = self.producers.get(&id)?;
-        Some(ProducerTail { epoch: state.epoch, batches: state.batches.iter().copied().collect() })
+        Some(ProducerTail {
+            epoch: state.epoch,
+            batches: state.batches.iter().copied().collect(),
+        })
     }
 
     /// Forgets the silent and the too many. Only when a segment is closed, so that every replica forgets the same.
     pub(super) fn expire(&mut self) {
         let oldest = self.newest.get().saturating_sub(EXPIRY_MS);
-        self.producers.retain(|_, state| state.last_timestamp.get() >= oldest);
+        self.producers
+            .retain(|_, state| state.last_timestamp.get() >= oldest);
         if self.producers.len() > MAX_PRODUCERS {
-            let mut ages: Vec<_> = self.producers.iter().map(|(id, state)| (state.last_timestamp, *id)).collect();
+            let mut ages: Vec<_> = self
+                .producers
+                .iter()
+                .map(|(id, state)| (state.last_timestamp, *id))
+                .collect();
             ages.sort_unstable();
             for (_, id) in &ages[..ages.len() - MAX_PRODUCERS] {
                 self.producers.remove(id);
@@ -124,7 +139,14 @@ impl ProducerTable {
                 })
             });
             let batches = batches.collect::<Option<_>>()?;
-            producers.insert(id, ProducerState { epoch, last_timestamp, batches });
+            producers.insert(
+                id,
+                ProducerState {
+                    epoch,
+                    last_timestamp,
+                    batches,
+                },
+            );
         }
         Some(Self { producers, newest })
     }

@@ -17,7 +17,10 @@ pub(super) struct RaftMap {
 }
 
 impl RaftMap {
-    pub(super) fn from_parts(terms: Vec<(Term, RaftIndex)>, controls: BTreeMap<RaftIndex, Control>) -> Self {
+    pub(super) fn from_parts(
+        terms: Vec<(Term, RaftIndex)>,
+        controls: BTreeMap<RaftIndex, Control>,
+    ) -> Self {
         Self { terms, controls }
     }
 
@@ -58,8 +61,15 @@ impl RaftMap {
     }
 
     /// The indexes at which terms begin within a range.
-    pub(super) fn term_starts(&self, first: RaftIndex, last: RaftIndex) -> impl Iterator<Item = (Term, RaftIndex)> + '_ {
-        self.terms.iter().copied().filter(move |(_, start)| *start > first && *start <= last)
+    pub(super) fn term_starts(
+        &self,
+        first: RaftIndex,
+        last: RaftIndex,
+    ) -> impl Iterator<Item = (Term, RaftIndex)> + '_ {
+        self.terms
+            .iter()
+            .copied()
+            .filter(move |(_, start)| *start > first && *start <= last)
     }
 
     /// Forgets all from `index` on.
@@ -71,7 +81,10 @@ impl RaftMap {
     /// Forgets what stands before `index`, but for the term that `index` itself may be in.
     pub(super) fn forget_before(&mut self, index: RaftIndex) {
         self.controls = self.controls.split_off(&index);
-        let keep = self.terms.partition_point(|(_, first)| *first <= index).saturating_sub(1);
+        let keep = self
+            .terms
+            .partition_point(|(_, first)| *first <= index)
+            .saturating_sub(1);
         self.terms.drain(..keep);
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quipu_model::{LogId, Offset, Position, RaftIndex, RecordBatch, Term, TimestampMs, batch::BatchHeader};
+use quipu_model::{
+    LogId, Offset, Position, RaftIndex, RecordBatch, Term, TimestampMs, batch::BatchHeader,
+};
 
 use super::{
     Inner, PartitionLog, ReadError,
@@ -21,13 +23,22 @@ impl PartitionLog {
     ///
     /// # Errors
     /// Where there is no such offset, the bytes are damaged, or the disk does not give them.
-    pub fn read(&self, from: Offset, max_bytes: usize, up_to: Offset) -> Result<ReadBatches, ReadError> {
+    pub fn read(
+        &self,
+        from: Offset,
+        max_bytes: usize,
+        up_to: Offset,
+    ) -> Result<ReadBatches, ReadError> {
         self.check_undamaged()?;
         let Some(segment) = self.segment_of(from, up_to)? else {
-            return Ok(ReadBatches { bytes: Bytes::new(), next_offset: from });
+            return Ok(ReadBatches {
+                bytes: Bytes::new(),
+                next_offset: from,
+            });
         };
         self.prepare_index(&segment);
-        read_batches(&segment, from, max_bytes, up_to).map_err(|error| self.read_error(segment.path.clone(), error))
+        read_batches(&segment, from, max_bytes, up_to)
+            .map_err(|error| self.read_error(segment.path.clone(), error))
     }
 
     /// Brings the bytes that a [`Self::read`] would lend into memory. Blocks for as long as the disk takes; where it
@@ -37,18 +48,29 @@ impl PartitionLog {
     /// As for [`Self::read`].
     pub fn populate(&self, from: Offset, max_bytes: usize, up_to: Offset) -> Result<(), ReadError> {
         self.check_undamaged()?;
-        let Some(segment) = self.segment_of(from, up_to)? else { return Ok(()) };
+        let Some(segment) = self.segment_of(from, up_to)? else {
+            return Ok(());
+        };
         self.prepare_index(&segment);
         let start = segment.search_from(|entry| entry.offset <= from);
-        let position = start.map_err(|error| self.read_error(segment.path.clone(), error))?.position;
+        let position = start
+            .map_err(|error| self.read_error(segment.path.clone(), error))?
+            .position;
         let populated = segment.populate(position, max_bytes + WALK_BYTES);
-        populated.map_err(|error| ReadError::Io { path: segment.path.clone(), error })
+        populated.map_err(|error| ReadError::Io {
+            path: segment.path.clone(),
+            error,
+        })
     }
 
     /// Whether reading from `from` is known not to wait for the disk: it was written a short while ago.
     pub fn is_warm(&self, from: Offset) -> bool {
         let inner = self.inner.lock();
-        let newest_sealed = inner.core.segments().rev().find(|segment| segment.is_sealed());
+        let newest_sealed = inner
+            .core
+            .segments()
+            .rev()
+            .find(|segment| segment.is_sealed());
         newest_sealed.is_none_or(|segment| segment.next_offset() <= from)
     }
 
@@ -56,16 +78,28 @@ impl PartitionLog {
     ///
     /// # Errors
     /// Where bytes are damaged or the disk does not give them.
-    pub fn offset_for_timestamp(&self, timestamp: TimestampMs, up_to: Offset) -> Result<Option<TimestampedOffset>, ReadError> {
+    pub fn offset_for_timestamp(
+        &self,
+        timestamp: TimestampMs,
+        up_to: Offset,
+    ) -> Result<Option<TimestampedOffset>, ReadError> {
         self.check_undamaged()?;
         let (start, segments) = {
             let inner = self.inner.lock();
-            (inner.core.start_offset, inner.core.segments().cloned().collect::<Vec<_>>())
+            (
+                inner.core.start_offset,
+                inner.core.segments().cloned().collect::<Vec<_>>(),
+            )
         };
-        for segment in segments.iter().filter(|segment| segment.newest() >= timestamp) {
+        for segment in segments
+            .iter()
+            .filter(|segment| segment.newest() >= timestamp)
+        {
             self.prepare_index(segment);
             let found = find_timestamp(segment, timestamp, start, up_to);
-            if let Some(found) = found.map_err(|error| self.read_error(segment.path.clone(), error))? {
+            if let Some(found) =
+                found.map_err(|error| self.read_error(segment.path.clone(), error))?
+            {
                 return Ok(Some(found));
             }
         }
@@ -85,7 +119,9 @@ impl PartitionLog {
         let mut ids = Vec::new();
         let mut push = |index: RaftIndex| {
             let id = inner.term_of(index).map(|term| LogId { term, index });
-            if let Some(id) = id && ids.last() != Some(&id) {
+            if let Some(id) = id
+                && ids.last() != Some(&id)
+            {
                 ids.push(id);
             }
         };
@@ -102,19 +138,32 @@ impl PartitionLog {
     ///
     /// # Errors
     /// Where bytes are damaged or the disk does not give them.
-    pub fn entries(&self, first: RaftIndex, end: RaftIndex, max_bytes: usize) -> Result<Vec<LogEntry>, ReadError> {
+    pub fn entries(
+        &self,
+        first: RaftIndex,
+        end: RaftIndex,
+        max_bytes: usize,
+    ) -> Result<Vec<LogEntry>, ReadError> {
         let mut left = max_bytes;
         self.walk(first, end, |id, found| match found {
-            Found::Control(control) => Ok(Some(LogEntry { id, payload: Payload::Control(control) })),
+            Found::Control(control) => Ok(Some(LogEntry {
+                id,
+                payload: Payload::Control(control),
+            })),
             Found::Batch(segment, header, position) => {
                 if left == 0 {
                     return Ok(None);
                 }
                 left = left.saturating_sub(header.total_len());
                 let bytes = segment.window(position, header.total_len())?;
-                let batch = RecordBatch::from_bytes(bytes)
-                    .map_err(|error| SegmentError::Rot { position, detail: error.to_string() })?;
-                Ok(Some(LogEntry { id, payload: Payload::Stamped(batch) }))
+                let batch = RecordBatch::from_bytes(bytes).map_err(|error| SegmentError::Rot {
+                    position,
+                    detail: error.to_string(),
+                })?;
+                Ok(Some(LogEntry {
+                    id,
+                    payload: Payload::Stamped(batch),
+                }))
             }
         })
     }
@@ -123,7 +172,11 @@ impl PartitionLog {
     ///
     /// # Errors
     /// As for [`Self::entries`].
-    pub fn entry_infos(&self, first: RaftIndex, end: RaftIndex) -> Result<Vec<EntryInfo>, ReadError> {
+    pub fn entry_infos(
+        &self,
+        first: RaftIndex,
+        end: RaftIndex,
+    ) -> Result<Vec<EntryInfo>, ReadError> {
         {
             let inner = self.inner.lock();
             if let Some(front) = inner.recent.front()
@@ -137,7 +190,10 @@ impl PartitionLog {
         self.walk(first, end, |id, found| {
             let kind = match found {
                 Found::Control(control) => EntryKind::Control(control),
-                Found::Batch(_, header, _) => EntryKind::Batch { base: header.base_offset, next: header.next_offset() },
+                Found::Batch(_, header, _) => EntryKind::Batch {
+                    base: header.base_offset,
+                    next: header.next_offset(),
+                },
             };
             Ok(Some(EntryInfo { id, kind }))
         })
@@ -154,13 +210,20 @@ impl PartitionLog {
         // The lock is held: a truncation in the middle of a walk would give entries of two histories.
         let inner = self.inner.lock();
         let mut out = Vec::new();
-        let mut index = first.max(inner.core.last_purged.map_or(RaftIndex::default(), |purged| purged.index.next()));
+        let mut index = first.max(
+            inner
+                .core
+                .last_purged
+                .map_or(RaftIndex::default(), |purged| purged.index.next()),
+        );
         let end = end.min(inner.core.next_index());
         let mut walk: Option<(Arc<Segment>, Scan<'_>)>;
         let segments: Vec<Arc<Segment>> = inner.core.segments().cloned().collect();
         walk = None;
         while index < end {
-            let Some(term) = inner.term_of(index) else { break };
+            let Some(term) = inner.term_of(index) else {
+                break;
+            };
             let id = LogId { term, index };
             if let Some(control) = inner.core.raft.control(index) {
                 match visit(id, Found::Control(control.clone())) {
@@ -171,13 +234,23 @@ impl PartitionLog {
                 continue;
             }
             let current = segments.partition_point(|segment| segment.first_index <= index);
-            let Some(segment) = current.checked_sub(1).and_then(|at| segments.get(at)) else { break };
+            let Some(segment) = current.checked_sub(1).and_then(|at| segments.get(at)) else {
+                break;
+            };
             let failed = |error| self.read_error(segment.path.clone(), error);
-            if !walk.as_ref().is_some_and(|(walked, _)| walked.base == segment.base) {
-                walk = Some((Arc::clone(segment), inner.scan_from(segment, index).map_err(failed)?));
+            if !walk
+                .as_ref()
+                .is_some_and(|(walked, _)| walked.base == segment.base)
+            {
+                walk = Some((
+                    Arc::clone(segment),
+                    inner.scan_from(segment, index).map_err(failed)?,
+                ));
             }
             let Some((_, scan)) = &mut walk else { break };
-            let Some((header, position)) = scan.next_header().map_err(failed)? else { break };
+            let Some((header, position)) = scan.next_header().map_err(failed)? else {
+                break;
+            };
             match visit(id, Found::Batch(segment, header, position)).map_err(failed)? {
                 Some(item) => out.push(item),
                 None => break,
@@ -217,11 +290,17 @@ enum Found<'a> {
 impl Inner {
     fn term_of(&self, index: RaftIndex) -> Option<Term> {
         let purged = self.core.last_purged.filter(|purged| purged.index == index);
-        purged.map(|purged| purged.term).or_else(|| self.core.raft.term_of(index))
+        purged
+            .map(|purged| purged.term)
+            .or_else(|| self.core.raft.term_of(index))
     }
 
     /// A walk that stands before the batch of a Raft index.
-    fn scan_from<'a>(&self, segment: &'a Segment, index: RaftIndex) -> Result<Scan<'a>, SegmentError> {
+    fn scan_from<'a>(
+        &self,
+        segment: &'a Segment,
+        index: RaftIndex,
+    ) -> Result<Scan<'a>, SegmentError> {
         let from = segment.search_from_raft(index)?;
         let mut scan = Scan::new(segment, from.position);
         let mut at = from.raft_index;
@@ -232,46 +311,89 @@ impl Inner {
     }
 }
 
-fn read_batches(segment: &Segment, from: Offset, max_bytes: usize, up_to: Offset) -> Result<ReadBatches, SegmentError> {
+fn read_batches(
+    segment: &Segment,
+    from: Offset,
+    max_bytes: usize,
+    up_to: Offset,
+) -> Result<ReadBatches, SegmentError> {
     let mut position = segment.search_from(|entry| entry.offset <= from)?.position;
     loop {
         let window = segment.window(position, max_bytes.saturating_add(WALK_BYTES))?;
         match pick(&window, position, from, max_bytes, up_to)? {
-            Pick::Found { start, end, next_offset } if end <= window.len() => {
-                return Ok(ReadBatches { bytes: window.slice(start..end), next_offset });
+            Pick::Found {
+                start,
+                end,
+                next_offset,
+            } if end <= window.len() => {
+                return Ok(ReadBatches {
+                    bytes: window.slice(start..end),
+                    next_offset,
+                });
             }
             // The first batch is larger than what was asked for.
-            Pick::Found { start, end, next_offset } => {
+            Pick::Found {
+                start,
+                end,
+                next_offset,
+            } => {
                 let bytes = segment.window(position.plus(start as u64), end - start)?;
                 return Ok(ReadBatches { bytes, next_offset });
             }
             Pick::Further(bytes) if bytes > 0 => position = position.plus(bytes as u64),
-            Pick::Further(_) => return Ok(ReadBatches { bytes: Bytes::new(), next_offset: from }),
+            Pick::Further(_) => {
+                return Ok(ReadBatches {
+                    bytes: Bytes::new(),
+                    next_offset: from,
+                });
+            }
         }
     }
 }
 
 enum Pick {
     /// Batches from `start` to `end` of the window.
-    Found { start: usize, end: usize, next_offset: Offset },
+    Found {
+        start: usize,
+        end: usize,
+        next_offset: Offset,
+    },
     /// None in this window: look this many bytes further on.
     Further(usize),
 }
 
-fn pick(window: &[u8], position: Position, from: Offset, max_bytes: usize, up_to: Offset) -> Result<Pick, SegmentError> {
+fn pick(
+    window: &[u8],
+    position: Position,
+    from: Offset,
+    max_bytes: usize,
+    up_to: Offset,
+) -> Result<Pick, SegmentError> {
     let mut at = 0;
     let mut found = None;
     while at + BatchHeader::LEN <= window.len() {
-        let header = BatchHeader::parse(&window[at..])
-            .map_err(|error| SegmentError::Rot { position: position.plus(at as u64), detail: error.to_string() })?;
+        let header = BatchHeader::parse(&window[at..]).map_err(|error| SegmentError::Rot {
+            position: position.plus(at as u64),
+            detail: error.to_string(),
+        })?;
         let end = at + header.total_len();
         if header.last_offset() >= up_to {
             return Ok(found.unwrap_or(Pick::Further(0)));
         }
         if header.next_offset() > from {
             match &mut found {
-                None => found = Some(Pick::Found { start: at, end, next_offset: header.next_offset() }),
-                Some(Pick::Found { start, end: last, next_offset }) if end <= window.len() && end - *start <= max_bytes => {
+                None => {
+                    found = Some(Pick::Found {
+                        start: at,
+                        end,
+                        next_offset: header.next_offset(),
+                    })
+                }
+                Some(Pick::Found {
+                    start,
+                    end: last,
+                    next_offset,
+                }) if end <= window.len() && end - *start <= max_bytes => {
                     (*last, *next_offset) = (end, header.next_offset());
                 }
                 Some(_) => break,
@@ -288,7 +410,9 @@ fn find_timestamp(
     start: Offset,
     up_to: Offset,
 ) -> Result<Option<TimestampedOffset>, SegmentError> {
-    let from = segment.search_from(|entry| entry.newest_before < timestamp)?.position;
+    let from = segment
+        .search_from(|entry| entry.newest_before < timestamp)?
+        .position;
     let mut scan = Scan::new(segment, from);
     while let Some((header, position)) = scan.next_header()? {
         if header.last_offset() >= up_to {
@@ -297,12 +421,19 @@ fn find_timestamp(
         if header.max_timestamp < timestamp || header.last_offset() < start {
             continue;
         }
-        let rot = |error: quipu_model::batch::BatchError| SegmentError::Rot { position, detail: error.to_string() };
-        let batch = RecordBatch::from_bytes(segment.window(position, header.total_len())?).map_err(rot)?;
+        let rot = |error: quipu_model::batch::BatchError| SegmentError::Rot {
+            position,
+            detail: error.to_string(),
+        };
+        let batch =
+            RecordBatch::from_bytes(segment.window(position, header.total_len())?).map_err(rot)?;
         for record in batch.records().map_err(rot)? {
             let record = record.map_err(rot)?;
             if record.timestamp >= timestamp && record.offset >= start {
-                return Ok(Some(TimestampedOffset { offset: record.offset, timestamp: record.timestamp }));
+                return Ok(Some(TimestampedOffset {
+                    offset: record.offset,
+                    timestamp: record.timestamp,
+                }));
             }
         }
     }

@@ -9,7 +9,9 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
-use quipu_model::{NodeId, Offset, PartitionKey, Position, RecordBatch, Term, TimestampMs, TopicConfig, Vote};
+use quipu_model::{
+    NodeId, Offset, PartitionKey, Position, RecordBatch, Term, TimestampMs, TopicConfig, Vote,
+};
 
 use super::{
     Applied, Inner, PartitionLog,
@@ -44,9 +46,22 @@ pub(crate) struct RecoveringLog {
 
 impl RecoveringLog {
     /// A partition without a past.
-    pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, key: PartitionKey, config: TopicConfig, now: TimestampMs) -> Self {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        key: PartitionKey,
+        config: TopicConfig,
+        now: TimestampMs,
+    ) -> Self {
         let core = LogCore::new(disk, dir, key, config);
-        Self { core, applied: (None, None), lsn: Lsn::default(), damage: None, now, removed: false }
+        Self {
+            core,
+            applied: (None, None),
+            lsn: Lsn::default(),
+            damage: None,
+            now,
+            removed: false,
+        }
     }
 
     /// Takes up what a checkpoint knew.
@@ -77,19 +92,32 @@ impl RecoveringLog {
     /// what is in them.
     fn load_sealed(&mut self, unsealed: &[UnsealedSegment]) -> io::Result<()> {
         for name in self.core.disk.list(&self.core.dir)? {
-            let Some(base) = name.strip_suffix(".seal").and_then(|base| base.parse().ok()).map(Offset::new) else { continue };
+            let Some(base) = name
+                .strip_suffix(".seal")
+                .and_then(|base| base.parse().ok())
+                .map(Offset::new)
+            else {
+                continue;
+            };
             let path = self.core.dir.join(&name);
             if base >= self.core.end_offset || unsealed.iter().any(|segment| segment.base == base) {
                 continue;
             }
             match read_seal(&*self.core.disk, &path)? {
                 Ok(seal) if seal.next_offset <= self.core.start_offset => {}
-                Ok(seal) if seal.base == base => match Segment::open_sealed(&*self.core.disk, &self.core.dir, seal) {
-                    Ok(segment) => {
-                        self.core.closed.push(ClosedSegment { segment: Arc::new(segment), producers: None });
+                Ok(seal) if seal.base == base => {
+                    match Segment::open_sealed(&*self.core.disk, &self.core.dir, seal) {
+                        Ok(segment) => {
+                            self.core.closed.push(ClosedSegment {
+                                segment: Arc::new(segment),
+                                producers: None,
+                            });
+                        }
+                        Err(error) => {
+                            self.note_damage(path.with_extension("log"), 0, error.to_string())
+                        }
                     }
-                    Err(error) => self.note_damage(path.with_extension("log"), 0, error.to_string()),
-                },
+                }
                 Ok(_) => self.note_damage(path, 0, "the seal names another segment".to_owned()),
                 Err(detail) => self.note_damage(path, 0, detail.to_owned()),
             }
@@ -99,29 +127,56 @@ impl RecoveringLog {
 
     fn load_unsealed(&mut self, unsealed: UnsealedSegment) {
         let path = segment_path(&self.core.dir, unsealed.base, "log");
-        let opened = self.core.disk.open(&path, OpenMode::Write).and_then(|file| Ok((file.len()?, file)));
+        let opened = self
+            .core
+            .disk
+            .open(&path, OpenMode::Write)
+            .and_then(|file| Ok((file.len()?, file)));
         match opened {
             Ok((len, file)) if len >= unsealed.bytes => {
-                let segment = Segment::new((unsealed.base, unsealed.first_index), (path, file), unsealed.created);
+                let segment = Segment::new(
+                    (unsealed.base, unsealed.first_index),
+                    (path, file),
+                    unsealed.created,
+                );
                 segment.publish(unsealed.bytes, unsealed.next_offset, TimestampMs::NONE);
-                self.core.closed.push(ClosedSegment { segment: Arc::new(segment), producers: None });
+                self.core.closed.push(ClosedSegment {
+                    segment: Arc::new(segment),
+                    producers: None,
+                });
             }
             Ok((len, _)) => {
-                self.note_damage(path, len, format!("the file is cut short: {} bytes were written", unsealed.bytes));
+                self.note_damage(
+                    path,
+                    len,
+                    format!(
+                        "the file is cut short: {} bytes were written",
+                        unsealed.bytes
+                    ),
+                );
             }
             Err(error) => self.note_damage(path, 0, error.to_string()),
         }
     }
 
     fn note_damage(&mut self, path: PathBuf, position: u64, detail: String) {
-        let damage = PartitionDamage { key: self.core.key, path, position, detail };
+        let damage = PartitionDamage {
+            key: self.core.key,
+            path,
+            position,
+            detail,
+        };
         self.damage.get_or_insert(damage);
     }
 
     /// The checkpoint knew the partition, but its directory is gone: right only if the write-ahead log says that it was
     /// removed.
     pub(crate) fn note_missing(&mut self) {
-        self.note_damage(self.core.dir.clone(), 0, "the partition's directory is missing".to_owned());
+        self.note_damage(
+            self.core.dir.clone(),
+            0,
+            "the partition's directory is missing".to_owned(),
+        );
     }
 
     /// Repeats one record of the write-ahead log; those that the checkpoint reflects already are passed over.
@@ -139,24 +194,43 @@ impl RecoveringLog {
         let id = record.log_id;
         let replayed = match record.kind {
             RecordKind::Batch => {
-                let batch = RecordBatch::from_bytes(payload).map_err(|error| bad(&error.to_string()))?;
-                self.core.push_batch(id, &batch, self.now).and_then(|_| self.core.write_pending())
+                let batch =
+                    RecordBatch::from_bytes(payload).map_err(|error| bad(&error.to_string()))?;
+                self.core
+                    .push_batch(id, &batch, self.now)
+                    .and_then(|_| self.core.write_pending())
             }
             RecordKind::Control => {
                 let kind = payload.try_get_u8().ok().and_then(ControlKind::from_number);
                 let kind = kind.ok_or_else(|| bad("a control record of an unknown kind"))?;
-                self.core.push_control(id, Control { kind, bytes: payload });
+                self.core.push_control(
+                    id,
+                    Control {
+                        kind,
+                        bytes: payload,
+                    },
+                );
                 Ok(())
             }
             RecordKind::Vote => {
-                self.core.vote = Some(decode_vote(id.term, payload).ok_or_else(|| bad("a vote record cut short"))?);
+                self.core.vote = Some(
+                    decode_vote(id.term, payload).ok_or_else(|| bad("a vote record cut short"))?,
+                );
                 Ok(())
             }
             RecordKind::Truncate => {
-                let present = payload.try_get_u8().map_err(|_| bad("a truncation record cut short"))? == 1;
-                self.core.truncate_after(present.then_some(id)).map(|gone| self.remove(&gone))
+                let present = payload
+                    .try_get_u8()
+                    .map_err(|_| bad("a truncation record cut short"))?
+                    == 1;
+                self.core
+                    .truncate_after(present.then_some(id))
+                    .map(|gone| self.remove(&gone))
             }
-            RecordKind::Purge => self.core.purge(id, record.base_offset).map(|gone| self.remove(&gone)),
+            RecordKind::Purge => self
+                .core
+                .purge(id, record.base_offset)
+                .map(|gone| self.remove(&gone)),
             RecordKind::Trim => {
                 let gone = self.core.trim(record.base_offset);
                 self.remove(&gone);
@@ -166,7 +240,9 @@ impl RecoveringLog {
         };
         match replayed {
             Ok(()) => Ok(()),
-            Err(CoreError::Io(_, _, error) | CoreError::Segment(_, SegmentError::Io(error))) => Err(error),
+            Err(CoreError::Io(_, _, error) | CoreError::Segment(_, SegmentError::Io(error))) => {
+                Err(error)
+            }
             Err(CoreError::Segment(path, SegmentError::Rot { position, detail })) => {
                 self.note_damage(path, position.get(), detail);
                 Ok(())
@@ -205,7 +281,10 @@ impl RecoveringLog {
             None => self.remove_leftovers()?,
         }
         let end = self.core.last;
-        self.applied.0 = self.applied.0.filter(|applied| end.is_some_and(|end| applied.index <= end.index));
+        self.applied.0 = self
+            .applied
+            .0
+            .filter(|applied| end.is_some_and(|end| applied.index <= end.index));
         Ok(Arc::new(PartitionLog {
             key: self.core.key,
             context,
@@ -229,13 +308,18 @@ impl RecoveringLog {
                 let segment = Arc::clone(&self.core.closed[at].segment);
                 if !segment.is_sealed() {
                     self.core.closed[at].producers = None;
-                    check_unsealed(&segment, &self.core.raft).map_err(|error| (segment.path.clone(), error))?;
+                    check_unsealed(&segment, &self.core.raft)
+                        .map_err(|error| (segment.path.clone(), error))?;
                 }
             }
             if let Some(active) = self.core.active.take() {
                 let segment = active.segment;
-                check_unsealed(&segment, &self.core.raft).map_err(|error| (segment.path.clone(), error))?;
-                let allocated = segment.file.len().map_err(|error| (segment.path.clone(), error.into()))?;
+                check_unsealed(&segment, &self.core.raft)
+                    .map_err(|error| (segment.path.clone(), error))?;
+                let allocated = segment
+                    .file
+                    .len()
+                    .map_err(|error| (segment.path.clone(), error.into()))?;
                 self.core.active = Some(ActiveSegment::new(segment, allocated));
             }
             self.core.rebuild_producers().map_err(|error| match error {
@@ -264,7 +348,11 @@ impl RecoveringLog {
             due = Some(segment.next_offset());
         }
         let end = due.unwrap_or(self.core.start_offset);
-        if end == self.core.end_offset { Ok(()) } else { Err(missing(&self.core.dir, end, self.core.end_offset)) }
+        if end == self.core.end_offset {
+            Ok(())
+        } else {
+            Err(missing(&self.core.dir, end, self.core.end_offset))
+        }
     }
 
     /// Removes files that no segment stands in: of what was trimmed, or written after the checkpoint and replayed into
@@ -272,8 +360,14 @@ impl RecoveringLog {
     fn remove_leftovers(&self) -> io::Result<()> {
         let mut kept = HashSet::new();
         for segment in self.core.segments() {
-            let beside: &[&str] = if segment.is_sealed() { &["log", "index", "producers", "seal"] } else { &["log"] };
-            let names = beside.iter().map(|ending| segment.path.with_extension(ending));
+            let beside: &[&str] = if segment.is_sealed() {
+                &["log", "index", "producers", "seal"]
+            } else {
+                &["log"]
+            };
+            let names = beside
+                .iter()
+                .map(|ending| segment.path.with_extension(ending));
             kept.extend(names.filter_map(|path| Some(path.file_name()?.to_owned())));
         }
         for name in self.core.disk.list(&self.core.dir)? {
@@ -287,18 +381,29 @@ impl RecoveringLog {
 
 fn missing(dir: &Path, from: Offset, to: Offset) -> (PathBuf, SegmentError) {
     let detail = format!("the segment with offsets {from} to {to} is missing");
-    (segment_path(dir, from, "log"), SegmentError::Rot { position: Position::default(), detail })
+    (
+        segment_path(dir, from, "log"),
+        SegmentError::Rot {
+            position: Position::default(),
+            detail,
+        },
+    )
 }
 
 fn decode_vote(term: Term, mut payload: Bytes) -> Option<Vote> {
     let node = NodeId::new(payload.try_get_u64_le().ok()?);
-    Some(Vote { term, node, committed: payload.try_get_u8().ok()? == 1 })
+    Some(Vote {
+        term,
+        node,
+        committed: payload.try_get_u8().ok()? == 1,
+    })
 }
 
 /// Checks every batch of a segment that has no seal yet, and rebuilds its index on the way.
 fn check_unsealed(segment: &Segment, raft: &RaftMap) -> Result<(), SegmentError> {
     let mut index = SparseIndex::Growing(Vec::new());
-    let (mut newest, mut raft_index, mut due) = (TimestampMs::NONE, segment.first_index, segment.base);
+    let (mut newest, mut raft_index, mut due) =
+        (TimestampMs::NONE, segment.first_index, segment.base);
     let (mut position, mut next_entry_at, mut wanted) = (0, 0, CHECK_BYTES);
     while position < segment.len() {
         segment.populate(Position::new(position), wanted)?;
@@ -307,7 +412,10 @@ fn check_unsealed(segment: &Segment, raft: &RaftMap) -> Result<(), SegmentError>
         if batches.is_empty() {
             if position + taken as u64 > segment.len() {
                 let detail = "a batch is cut short by the segment's end".to_owned();
-                return Err(SegmentError::Rot { position: Position::new(position), detail });
+                return Err(SegmentError::Rot {
+                    position: Position::new(position),
+                    detail,
+                });
             }
             // One batch larger than the window: look again with room for it.
             wanted = taken;
@@ -316,11 +424,22 @@ fn check_unsealed(segment: &Segment, raft: &RaftMap) -> Result<(), SegmentError>
         for batch in batches {
             let (header, at) = (*batch.header(), Position::new(position));
             if header.base_offset != due {
-                let detail = format!("a batch has base offset {} where {due} was due", header.base_offset);
-                return Err(SegmentError::Rot { position: at, detail });
+                let detail = format!(
+                    "a batch has base offset {} where {due} was due",
+                    header.base_offset
+                );
+                return Err(SegmentError::Rot {
+                    position: at,
+                    detail,
+                });
             }
             if position >= next_entry_at {
-                index.push(IndexEntry { offset: due, raft_index, position: at, newest_before: newest });
+                index.push(IndexEntry {
+                    offset: due,
+                    raft_index,
+                    position: at,
+                    newest_before: newest,
+                });
                 next_entry_at = position + CHECK_INDEX_INTERVAL;
             }
             newest = newest.max(header.max_timestamp);
@@ -342,17 +461,24 @@ const CHECK_INDEX_INTERVAL: u64 = 16 << 10;
 fn whole_batches(window: &Bytes, position: u64) -> Result<(Vec<RecordBatch>, usize), SegmentError> {
     use quipu_model::batch::BatchHeader;
     let (mut batches, mut at) = (Vec::new(), 0);
-    let rot = |at: usize, detail: String| SegmentError::Rot { position: Position::new(position + at as u64), detail };
+    let rot = |at: usize, detail: String| SegmentError::Rot {
+        position: Position::new(position + at as u64),
+        detail,
+    };
     while at < window.len() {
         if window.len() - at < BatchHeader::LEN {
             return Ok((batches, BatchHeader::LEN));
         }
-        let header = BatchHeader::parse(&window[at..]).map_err(|error| rot(at, error.to_string()))?;
+        let header =
+            BatchHeader::parse(&window[at..]).map_err(|error| rot(at, error.to_string()))?;
         let end = at + header.total_len();
         if end > window.len() {
             return Ok((batches, header.total_len()));
         }
-        batches.push(RecordBatch::from_bytes(window.slice(at..end)).map_err(|error| rot(at, error.to_string()))?);
+        batches.push(
+            RecordBatch::from_bytes(window.slice(at..end))
+                .map_err(|error| rot(at, error.to_string()))?,
+        );
         at = end;
     }
     Ok((batches, at))

@@ -20,7 +20,12 @@ pub(super) struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     pub(super) fn new(segment: &'a Segment, from: Position) -> Self {
-        Self { segment, window: Bytes::new(), window_at: from.get(), next: from.get() }
+        Self {
+            segment,
+            window: Bytes::new(),
+            window_at: from.get(),
+            next: from.get(),
+        }
     }
 
     /// The next batch's header and position; `None` at the end of the segment.
@@ -36,10 +41,16 @@ impl<'a> Scan<'a> {
             at = 0;
         }
         let rest = self.window.get(at as usize..).unwrap_or_default();
-        let header = BatchHeader::parse(rest).map_err(|error| SegmentError::Rot { position, detail: error.to_string() })?;
+        let header = BatchHeader::parse(rest).map_err(|error| SegmentError::Rot {
+            position,
+            detail: error.to_string(),
+        })?;
         self.next += header.total_len() as u64;
         if self.next > self.segment.len() {
-            return Err(SegmentError::Rot { position, detail: "a batch claims to go past the segment's end".to_owned() });
+            return Err(SegmentError::Rot {
+                position,
+                detail: "a batch claims to go past the segment's end".to_owned(),
+            });
         }
         Ok(Some((header, position)))
     }

@@ -49,16 +49,20 @@ impl Seal {
 
     /// What [`Self::encode`] wrote, or what is wrong with the bytes.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
-        let (body, crc) = bytes.split_last_chunk::<4>().ok_or("the seal is cut short")?;
+        let (body, crc) = bytes
+            .split_last_chunk::<4>()
+            .ok_or("the seal is cut short")?;
         if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
             return Err("the seal's own checksum does not match");
         }
-        Self::decode_checked(body).ok_or("the seal's fields do not fit each other, or its format is newer")
+        Self::decode_checked(body)
+            .ok_or("the seal's fields do not fit each other, or its format is newer")
     }
 
     fn decode_checked(body: &[u8]) -> Option<Self> {
         let mut rest = body.strip_prefix(MAGIC.as_slice())?;
-        let known = rest.try_get_u32_le().ok()? == FORMAT && u64::from(rest.try_get_u32_le().ok()?) == BLOCK_BYTES;
+        let known = rest.try_get_u32_le().ok()? == FORMAT
+            && u64::from(rest.try_get_u32_le().ok()?) == BLOCK_BYTES;
         let mut seal = Self {
             base: Offset::new(rest.try_get_u64_le().ok()?),
             next_offset: Offset::new(rest.try_get_u64_le().ok()?),
@@ -69,8 +73,12 @@ impl Seal {
             block_crcs: Vec::new(),
         };
         let count = rest.try_get_u32_le().ok()? as usize;
-        let fits = rest.len() == count.checked_mul(4)? && count as u64 == seal.data_bytes.div_ceil(BLOCK_BYTES);
-        seal.block_crcs = rest.chunks_exact(4).map(|crc| u32::from_le_bytes([crc[0], crc[1], crc[2], crc[3]])).collect();
+        let fits = rest.len() == count.checked_mul(4)?
+            && count as u64 == seal.data_bytes.div_ceil(BLOCK_BYTES);
+        seal.block_crcs = rest
+            .chunks_exact(4)
+            .map(|crc| u32::from_le_bytes([crc[0], crc[1], crc[2], crc[3]]))
+            .collect();
         (known && fits).then_some(seal)
     }
 

@@ -24,7 +24,10 @@ use crate::io::{Disk, DiskFile, OpenMode, read_whole};
 #[derive(Debug)]
 pub(super) enum SegmentError {
     /// They are not what was written.
-    Rot { position: Position, detail: String },
+    Rot {
+        position: Position,
+        detail: String,
+    },
     Io(io::Error),
 }
 
@@ -89,7 +92,11 @@ impl Segment {
 
     /// This segment cut to end at a batch's position, over the same file: what stands behind is no longer looked at.
     pub(super) fn cut(&self, at: BatchPlace, newest: TimestampMs) -> Result<Self, SegmentError> {
-        let segment = Self::new((self.base, self.first_index), (self.path.clone(), Arc::clone(&self.file)), self.created);
+        let segment = Self::new(
+            (self.base, self.first_index),
+            (self.path.clone(), Arc::clone(&self.file)),
+            self.created,
+        );
         segment.publish(at.position.get(), at.header.base_offset, newest);
         let mut index = self.with_index(Clone::clone)?;
         index.truncate_at(at.position);
@@ -147,11 +154,15 @@ impl Segment {
             return Ok(self.file.read(position, len)?);
         };
         let range = seal.blocks_around(position, len);
-        let blocks = self.file.read(Position::new(range.start), (range.end - range.start) as usize)?;
-        seal.check(range.start, &blocks).map_err(|position| SegmentError::Rot {
-            position,
-            detail: format!("a block of {BLOCK_BYTES} bytes does not match its checksum"),
-        })?;
+        let blocks = self.file.read(
+            Position::new(range.start),
+            (range.end - range.start) as usize,
+        )?;
+        seal.check(range.start, &blocks)
+            .map_err(|position| SegmentError::Rot {
+                position,
+                detail: format!("a block of {BLOCK_BYTES} bytes does not match its checksum"),
+            })?;
         let from = (position.get() - range.start) as usize;
         Ok(blocks.slice(from..from + len))
     }
@@ -159,12 +170,18 @@ impl Segment {
     /// Brings a range into memory; blocks for as long as the disk takes.
     pub(super) fn populate(&self, position: Position, len: usize) -> io::Result<()> {
         let start = position.get() / BLOCK_BYTES * BLOCK_BYTES;
-        let end = (position.get() + len as u64).next_multiple_of(BLOCK_BYTES).min(self.len());
-        self.file.populate(Position::new(start), end.saturating_sub(start) as usize)
+        let end = (position.get() + len as u64)
+            .next_multiple_of(BLOCK_BYTES)
+            .min(self.len());
+        self.file
+            .populate(Position::new(start), end.saturating_sub(start) as usize)
     }
 
     /// Runs `use_index` on the index, loading or rebuilding it first where need be.
-    pub(super) fn with_index<T>(&self, use_index: impl FnOnce(&SparseIndex) -> T) -> Result<T, SegmentError> {
+    pub(super) fn with_index<T>(
+        &self,
+        use_index: impl FnOnce(&SparseIndex) -> T,
+    ) -> Result<T, SegmentError> {
         if let Some(index) = self.index.read().as_ref() {
             return Ok(use_index(index));
         }
@@ -180,9 +197,13 @@ impl Segment {
     pub(super) fn load_index(&self, disk: &dyn Disk) {
         let path = self.path.with_extension("index");
         let Some(seal) = self.seal.get() else { return };
-        let Ok(file) = disk.open(&path, OpenMode::Read) else { return };
+        let Ok(file) = disk.open(&path, OpenMode::Read) else {
+            return;
+        };
         let Ok(len) = file.len() else { return };
-        let Ok(bytes) = file.read(Position::default(), len as usize) else { return };
+        let Ok(bytes) = file.read(Position::default(), len as usize) else {
+            return;
+        };
         if bytes.len() % ENTRY_LEN == 0 && crc32fast::hash(&bytes) == seal.index_crc {
             self.set_index(SparseIndex::Mapped(bytes));
         }
@@ -211,8 +232,13 @@ impl Segment {
     }
 
     /// Where a search by offset or time begins: the last index entry for which `before` holds, else the start.
-    pub(super) fn search_from(&self, before: impl Fn(&IndexEntry) -> bool) -> Result<IndexEntry, SegmentError> {
-        Ok(self.with_index(|index| index.last_where(before))?.unwrap_or_else(|| self.start()))
+    pub(super) fn search_from(
+        &self,
+        before: impl Fn(&IndexEntry) -> bool,
+    ) -> Result<IndexEntry, SegmentError> {
+        Ok(self
+            .with_index(|index| index.last_where(before))?
+            .unwrap_or_else(|| self.start()))
     }
 
     /// Where a search by Raft index begins.
@@ -236,10 +262,12 @@ impl Segment {
     /// Seals a closed segment: makes its bytes durable, then its checksums. Blocks.
     pub(super) fn seal(&self, disk: &dyn Disk, dir: &Path, producers: &[u8]) -> io::Result<()> {
         self.file.sync()?;
-        let index = self.with_index(SparseIndex::encode).map_err(|error| match error {
-            SegmentError::Io(error) => error,
-            SegmentError::Rot { detail, .. } => io::Error::other(detail),
-        })?;
+        let index = self
+            .with_index(SparseIndex::encode)
+            .map_err(|error| match error {
+                SegmentError::Io(error) => error,
+                SegmentError::Rot { detail, .. } => io::Error::other(detail),
+            })?;
         let seal = Seal {
             base: self.base,
             next_offset: self.next_offset(),
@@ -254,7 +282,8 @@ impl Segment {
         crate::io::replace_file(disk, &segment_path(dir, self.base, "seal"), &seal.encode())?;
         let _ = self.seal.set(seal);
         self.load_index(disk);
-        self.file.release_from(Position::new(self.len().next_multiple_of(4096)));
+        self.file
+            .release_from(Position::new(self.len().next_multiple_of(4096)));
         Ok(())
     }
 
@@ -264,7 +293,8 @@ impl Segment {
         let mut position = 0;
         while position < self.len() {
             let len = BLOCK_BYTES.min(self.len() - position) as usize;
-            self.file.read_into(Position::new(position), &mut buffer[..len])?;
+            self.file
+                .read_into(Position::new(position), &mut buffer[..len])?;
             crcs.push(crc32fast::hash(&buffer[..len]));
             position += len as u64;
         }
@@ -277,7 +307,6 @@ impl Segment {
 pub(super) struct BatchPlace {
     pub(super) header: BatchHeader,
     pub(super) position: Position,
-    pub(super) raft_index: RaftIndex,
 }
 
 /// Reads a seal file; `Ok(None)` where there is none.

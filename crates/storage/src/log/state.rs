@@ -13,7 +13,9 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes, TryGetError};
-use quipu_model::{LogId, NodeId, Offset, PartitionId, PartitionKey, RaftIndex, Term, TimestampMs, TopicId, Vote};
+use quipu_model::{
+    LogId, NodeId, Offset, PartitionId, PartitionKey, RaftIndex, Term, TimestampMs, TopicId, Vote,
+};
 
 use super::types::{Control, ControlKind};
 use crate::wal::Lsn;
@@ -63,7 +65,10 @@ impl PartitionState {
         out.put_u64_le(vote.node.get());
         out.put_u8(u8::from(vote.committed));
         put_log_id(out, self.membership.as_ref().map(|(id, _)| *id));
-        put_bytes(out, self.membership.as_ref().map_or(&[], |(_, bytes)| bytes));
+        put_bytes(
+            out,
+            self.membership.as_ref().map_or(&[], |(_, bytes)| bytes),
+        );
         out.put_u32_le(self.terms.len() as u32);
         for (term, first) in &self.terms {
             out.put_u64_le(term.get());
@@ -91,7 +96,10 @@ impl PartitionState {
         bytes.try_copy_to_slice(&mut topic)?;
         let partition = PartitionId::new(bytes.try_get_u32_le()?);
         let mut state = Self {
-            key: PartitionKey { topic: TopicId::from_bytes(topic), partition },
+            key: PartitionKey {
+                topic: TopicId::from_bytes(topic),
+                partition,
+            },
             lsn: Lsn::new(bytes.try_get_u64_le()?),
             segment_bytes: bytes.try_get_u64_le()?,
             start_offset: Offset::new(bytes.try_get_u64_le()?),
@@ -112,12 +120,21 @@ impl PartitionState {
         let members = get_bytes(bytes)?;
         state.membership = membership.map(|id| (id, members));
         for _ in 0..bytes.try_get_u32_le()? {
-            state.terms.push((Term::new(bytes.try_get_u64_le()?), RaftIndex::new(bytes.try_get_u64_le()?)));
+            state.terms.push((
+                Term::new(bytes.try_get_u64_le()?),
+                RaftIndex::new(bytes.try_get_u64_le()?),
+            ));
         }
         for _ in 0..bytes.try_get_u32_le()? {
             let index = RaftIndex::new(bytes.try_get_u64_le()?);
             let kind = ControlKind::from_number(bytes.try_get_u8()?).unwrap_or(ControlKind::Blank);
-            state.controls.insert(index, Control { kind, bytes: get_bytes(bytes)? });
+            state.controls.insert(
+                index,
+                Control {
+                    kind,
+                    bytes: get_bytes(bytes)?,
+                },
+            );
         }
         for _ in 0..bytes.try_get_u32_le()? {
             state.unsealed.push(UnsealedSegment {
@@ -153,7 +170,10 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 fn get_bytes(bytes: &mut Bytes) -> Result<Bytes, TryGetError> {
     let len = bytes.try_get_u32_le()? as usize;
     if len > bytes.len() {
-        return Err(TryGetError { requested: len, available: bytes.len() });
+        return Err(TryGetError {
+            requested: len,
+            available: bytes.len(),
+        });
     }
     Ok(bytes.split_to(len))
 }

@@ -17,7 +17,9 @@ pub enum ControlKind {
 
 impl ControlKind {
     pub(crate) fn from_number(number: u8) -> Option<Self> {
-        [Self::Blank, Self::Membership, Self::Trim].into_iter().find(|kind| *kind as u8 == number)
+        [Self::Blank, Self::Membership, Self::Trim]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
 };
 
 use super::{Context, Partitions, format};
@@ -25,7 +25,10 @@ pub(super) fn run(context: &Arc<Context>, partitions: &Partitions) -> Result<(),
     match write(context, &logs) {
         Ok(()) => {
             context.metrics.checkpoints.inc();
-            context.metrics.checkpoint_seconds.observe((context.clock.monotonic() - started).as_secs_f64());
+            context
+                .metrics
+                .checkpoint_seconds
+                .observe((context.clock.monotonic() - started).as_secs_f64());
             Ok(())
         }
         Err((operation, path, error)) => {
@@ -34,9 +37,7 @@ pub(super) fn run(context: &Arc<Context>, partitions: &Partitions) -> Result<(),
                 tracing::warn!(path = %path.display(), %error, "no room for a checkpoint: free space on the disk");
                 return Ok(());
             }
-            let failure = StorageFailure { operation, path, error: Arc::new(error) };
-            context.wal.fail(failure.clone());
-            Err(failure)
+            Err(context.wal.fail(operation, &path, error))
         }
     }
 }
@@ -45,17 +46,25 @@ type Step<T> = Result<T, (&'static str, PathBuf, io::Error)>;
 
 fn write(context: &Context, logs: &[Arc<PartitionLog>]) -> Step<()> {
     for log in logs {
-        log.seal_closed().map_err(|error| ("seal", format!("partition {}", log.key()).into(), error))?;
+        log.seal_closed()
+            .map_err(|error| ("seal", format!("partition {}", log.key()).into(), error))?;
     }
     // Every record up to here is in the states captured from now on.
     let reflected = context.wal.last_submitted();
     let captured: Vec<Captured> = logs.iter().filter_map(|log| log.capture()).collect();
     sync_segments(context, &captured)?;
     // A state must not be ahead of the log it continues: Raft would take the gap for a purge.
-    let newest = captured.iter().map(|captured| captured.lsn).max().unwrap_or_default();
-    let wal = PathBuf::from("wal");
-    context.wal.wait_flushed(newest).map_err(|failure| ("flush", wal, io::Error::other(failure.to_string())))?;
-    let states: Vec<_> = captured.into_iter().map(|captured| captured.state).collect();
+    wait_flushed(context).map_err(|failure| {
+        (
+            failure.operation,
+            failure.path,
+            io::Error::other(failure.error),
+        )
+    })?;
+    let states: Vec<_> = captured
+        .into_iter()
+        .map(|captured| captured.state)
+        .collect();
     format::write_raft_state(&*context.disk, reflected, &states)
         .map_err(|error| ("write", format::RAFT_STATE_FILE.into(), error))?;
     context.wal.recycle(reflected);
@@ -64,13 +73,33 @@ fn write(context: &Context, logs: &[Arc<PartitionLog>]) -> Step<()> {
 
 /// Makes the segments durable that are not sealed yet: their bytes, and their names.
 fn sync_segments(context: &Context, captured: &[Captured]) -> Step<()> {
-    let files: HashMap<_, _> = captured.iter().flat_map(|captured| captured.unsynced.iter().cloned()).collect();
-    let dirs: HashSet<_> = files.keys().filter_map(|path| path.parent().map(Path::to_owned)).collect();
+    let files: HashMap<_, _> = captured
+        .iter()
+        .flat_map(|captured| captured.unsynced.iter().cloned())
+        .collect();
+    let dirs: HashSet<_> = files
+        .keys()
+        .filter_map(|path| path.parent().map(Path::to_owned))
+        .collect();
     for (path, file) in files {
         file.sync().map_err(|error| ("sync", path, error))?;
     }
     for dir in dirs {
-        context.disk.sync_dir(&dir).map_err(|error| ("sync", dir, error))?;
+        context
+            .disk
+            .sync_dir(&dir)
+            .map_err(|error| ("sync", dir, error))?;
     }
     Ok(())
+}
+
+/// Waits until all that was submitted is durable.
+fn wait_flushed(context: &Context) -> Result<(), StorageFailure> {
+    let (sender, flushed) = mpsc::sync_channel(1);
+    let done = move |result| {
+        let _ = sender.send(result);
+    };
+    context.wal.submit(Vec::new(), Box::new(done))?;
+    // The writer calls every completion, on its way down too.
+    flushed.recv().unwrap_or(Ok(()))
 }

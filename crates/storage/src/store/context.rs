@@ -97,11 +97,18 @@ pub(super) struct StoreMetrics {
 impl StoreMetrics {
     pub(super) fn new() -> Self {
         let buckets = prometheus_client::metrics::histogram::exponential_buckets(0.001, 2.0, 15);
-        Self { checkpoints: Counter::default(), checkpoint_seconds: Histogram::new(buckets) }
+        Self {
+            checkpoints: Counter::default(),
+            checkpoint_seconds: Histogram::new(buckets),
+        }
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("quipu_storage_checkpoints", "Checkpoints that ended well", self.checkpoints.clone());
+        registry.register(
+            "quipu_storage_checkpoints",
+            "Checkpoints that ended well",
+            self.checkpoints.clone(),
+        );
         registry.register_with_unit(
             "quipu_storage_checkpoint",
             "How long a checkpoint took",

@@ -25,10 +25,14 @@ pub struct PartitionDamage {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("the data directory is in use by another process: stop that, or give another --data-dir")]
+    #[error(
+        "the data directory is in use by another process: stop that, or give another --data-dir"
+    )]
     InUse,
     /// A newer version wrote it.
-    #[error("{path} has format {found}, and this version reads up to {supported}: run the newer version that wrote it")]
+    #[error(
+        "{path} has format {found}, and this version reads up to {supported}: run the newer version that wrote it"
+    )]
     NewerFormat {
         /// The file that says so.
         path: PathBuf,

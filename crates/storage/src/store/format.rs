@@ -29,26 +29,44 @@ pub(super) fn create_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
     let id = Uuid::new_v4();
     let lines = format!("quipu {FORMAT}\ndirectory {id}\n");
     let text = format!("{lines}crc {:08x}\n", crc32fast::hash(lines.as_bytes()));
-    replace_file(disk, Path::new(FORMAT_FILE), text.as_bytes()).map_err(|error| io_error("writing", FORMAT_FILE, error))?;
+    replace_file(disk, Path::new(FORMAT_FILE), text.as_bytes())
+        .map_err(|error| io_error("writing", FORMAT_FILE, error))?;
     Ok(id.into_bytes())
 }
 
 /// The directory's id, once its format is known to be one that this version reads.
 pub(super) fn read_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
-    let bytes = read_whole(disk, Path::new(FORMAT_FILE)).map_err(|error| io_error("reading", FORMAT_FILE, error))?;
-    let damaged = |detail: &str| OpenError::Damaged { path: FORMAT_FILE.into(), position: 0, detail: detail.to_owned() };
+    let bytes = read_whole(disk, Path::new(FORMAT_FILE))
+        .map_err(|error| io_error("reading", FORMAT_FILE, error))?;
+    let damaged = |detail: &str| OpenError::Damaged {
+        path: FORMAT_FILE.into(),
+        position: 0,
+        detail: detail.to_owned(),
+    };
     let text = std::str::from_utf8(&bytes).map_err(|_| damaged("it is not text"))?;
-    let (lines, crc) = text.split_at_checked(text.rfind("crc ").unwrap_or(0)).unwrap_or_default();
-    let crc = crc.strip_prefix("crc ").and_then(|crc| u32::from_str_radix(crc.trim_end(), 16).ok());
+    let (lines, crc) = text
+        .split_at_checked(text.rfind("crc ").unwrap_or(0))
+        .unwrap_or_default();
+    let crc = crc
+        .strip_prefix("crc ")
+        .and_then(|crc| u32::from_str_radix(crc.trim_end(), 16).ok());
     if crc != Some(crc32fast::hash(lines.as_bytes())) {
         return Err(damaged("its checksum does not match"));
     }
     let field = |name: &str| lines.lines().find_map(|line| line.strip_prefix(name));
-    let found = field("quipu ").and_then(|format| format.parse().ok()).ok_or_else(|| damaged("it names no format"))?;
+    let found = field("quipu ")
+        .and_then(|format| format.parse().ok())
+        .ok_or_else(|| damaged("it names no format"))?;
     if found > FORMAT {
-        return Err(OpenError::NewerFormat { path: FORMAT_FILE.into(), found, supported: FORMAT });
+        return Err(OpenError::NewerFormat {
+            path: FORMAT_FILE.into(),
+            found,
+            supported: FORMAT,
+        });
     }
-    let id = field("directory ").and_then(|id| Uuid::parse_str(id).ok()).ok_or_else(|| damaged("it names no directory id"))?;
+    let id = field("directory ")
+        .and_then(|id| Uuid::parse_str(id).ok())
+        .ok_or_else(|| damaged("it names no directory id"))?;
     Ok(id.into_bytes())
 }
 
@@ -70,9 +88,18 @@ pub(super) fn write_raft_state(disk: &dyn Disk, lsn: Lsn, states: &[Bytes]) -> s
 /// The last checkpoint: the LSN from which the write-ahead log goes on, and each partition's state.
 pub(super) fn read_raft_state(disk: &dyn Disk) -> Result<(Lsn, Vec<PartitionState>), OpenError> {
     let file = Path::new(RAFT_STATE_FILE);
-    let bytes = Bytes::from(read_whole(disk, file).map_err(|error| io_error("reading", RAFT_STATE_FILE, error))?);
-    let damaged = |detail: &str| OpenError::Damaged { path: file.into(), position: 0, detail: detail.to_owned() };
-    let body_len = bytes.len().checked_sub(4).ok_or_else(|| damaged("it is cut short"))?;
+    let bytes = Bytes::from(
+        read_whole(disk, file).map_err(|error| io_error("reading", RAFT_STATE_FILE, error))?,
+    );
+    let damaged = |detail: &str| OpenError::Damaged {
+        path: file.into(),
+        position: 0,
+        detail: detail.to_owned(),
+    };
+    let body_len = bytes
+        .len()
+        .checked_sub(4)
+        .ok_or_else(|| damaged("it is cut short"))?;
     let crc = bytes.slice(body_len..).get_u32_le();
     let mut rest = bytes.slice(..body_len);
     if crc32fast::hash(&rest) != crc {
@@ -83,14 +110,31 @@ pub(super) fn read_raft_state(disk: &dyn Disk) -> Result<(Lsn, Vec<PartitionStat
     }
     let found = rest.get_u32_le();
     if found > FORMAT {
-        return Err(OpenError::NewerFormat { path: file.into(), found, supported: FORMAT });
+        return Err(OpenError::NewerFormat {
+            path: file.into(),
+            found,
+            supported: FORMAT,
+        });
     }
     let lsn = Lsn::new(rest.get_u64_le());
     let count = rest.get_u32_le();
-    let states = (0..count).map(|_| PartitionState::decode(&mut rest)).collect::<Result<_, _>>();
-    Ok((lsn, states.map_err(|_| damaged("a partition's state is cut short"))?))
+    let states = (0..count)
+        .map(|_| PartitionState::decode(&mut rest))
+        .collect::<Result<_, _>>();
+    Ok((
+        lsn,
+        states.map_err(|_| damaged("a partition's state is cut short"))?,
+    ))
 }
 
-pub(super) fn io_error(operation: &'static str, path: impl AsRef<Path>, error: std::io::Error) -> OpenError {
-    OpenError::Io { operation, path: path.as_ref().to_owned(), error }
+pub(super) fn io_error(
+    operation: &'static str,
+    path: impl AsRef<Path>,
+    error: std::io::Error,
+) -> OpenError {
+    OpenError::Io {
+        operation,
+        path: path.as_ref().to_owned(),
+        error,
+    }
 }

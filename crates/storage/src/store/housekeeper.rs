@@ -39,7 +39,9 @@ impl Housekeeper {
                 perform(task, &held, &partitions);
             }
         };
-        let thread = std::thread::Builder::new().name("quipu-keeper".to_owned()).spawn(run)?;
+        let thread = std::thread::Builder::new()
+            .name("quipu-keeper".to_owned())
+            .spawn(run)?;
         let _ = context.tasks.set(sender);
         Ok(Self { thread })
     }

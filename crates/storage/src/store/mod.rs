@@ -41,7 +41,11 @@ pub struct StoreConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { wal_file_bytes: 64 << 20, checkpoint_bytes: 256 << 20, wal_max_bytes: 1 << 30 }
+        Self {
+            wal_file_bytes: 64 << 20,
+            checkpoint_bytes: 256 << 20,
+            wal_max_bytes: 1 << 30,
+        }
     }
 }
 
@@ -68,14 +72,22 @@ impl Store {
     ///
     /// # Errors
     /// Where its directory cannot be made.
-    pub fn create_partition(&self, key: PartitionKey, config: TopicConfig) -> Result<Arc<PartitionLog>, OpenError> {
+    pub fn create_partition(
+        &self,
+        key: PartitionKey,
+        config: TopicConfig,
+    ) -> Result<Arc<PartitionLog>, OpenError> {
         if let Some(log) = self.partition(key) {
             log.set_config(config);
             return Ok(log);
         }
         let (disk, now) = (Arc::clone(&self.context.disk), self.context.clock.now());
         let dir = partition_dir(key);
-        let io = |error| OpenError::Io { operation: "creating", path: dir.clone(), error };
+        let io = |error| OpenError::Io {
+            operation: "creating",
+            path: dir.clone(),
+            error,
+        };
         disk.create_dir_all(&dir).map_err(io)?;
         // Its name must be durable before its first record: a replay passes over records of partitions without a directory.
         for parent in dir.ancestors().skip(1) {
@@ -83,7 +95,9 @@ impl Store {
         }
         let recovering = RecoveringLog::new(disk, dir.clone(), key, config, now);
         let log = recovering.finish(Arc::clone(&self.context)).map_err(io)?;
-        Ok(Arc::clone(self.partitions.write().entry(key).or_insert(log)))
+        Ok(Arc::clone(
+            self.partitions.write().entry(key).or_insert(log),
+        ))
     }
 
     /// A partition of this store.
@@ -101,7 +115,9 @@ impl Store {
     /// # Errors
     /// Where the store has failed.
     pub fn remove_partition(&self, key: PartitionKey) -> Result<(), StorageFailure> {
-        let Some(log) = self.partitions.write().remove(&key) else { return Ok(()) };
+        let Some(log) = self.partitions.write().remove(&key) else {
+            return Ok(());
+        };
         log.mark_removed();
         let record = WalRecord {
             key,
@@ -111,9 +127,12 @@ impl Store {
             payload: Default::default(),
         };
         let (sender, flushed) = mpsc::sync_channel(1);
-        self.context.wal.submit(vec![record], Box::new(move |result| {
-            let _ = sender.send(result);
-        }))?;
+        self.context.wal.submit(
+            vec![record],
+            Box::new(move |result| {
+                let _ = sender.send(result);
+            }),
+        )?;
         if let Ok(result) = flushed.recv() {
             result?;
         }
@@ -137,9 +156,8 @@ impl Store {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop(&self.context);
         }
-        let outcome = self.checkpoint();
-        self.context.wal.close();
-        outcome
+        self.checkpoint()?;
+        self.context.wal.close()
     }
 
     /// The first failed write or sync, once there was one. The node must end then.
@@ -154,7 +172,7 @@ impl Store {
 
     /// Adds the store's metrics to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        self.context.wal.metrics().register(registry);
+        self.context.wal.register(registry);
         self.context.metrics.register(registry);
     }
 }
@@ -164,11 +182,12 @@ impl Drop for Store {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop(&self.context);
         }
-        self.context.wal.close();
     }
 }
 
 /// The directory of a partition: named by ids, never by what a client chose.
 fn partition_dir(key: PartitionKey) -> PathBuf {
-    Path::new("topics").join(key.topic.to_string()).join(key.partition.to_string())
+    Path::new("topics")
+        .join(key.topic.to_string())
+        .join(key.partition.to_string())
 }

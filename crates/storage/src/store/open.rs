@@ -59,17 +59,29 @@ impl UnrecoveredStore {
     ///
     /// # Errors
     /// Where it is in use, of a newer format, damaged, or cannot be reached. Nothing was changed then.
-    pub fn open(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, config: StoreConfig) -> Result<Self, OpenError> {
-        let lock = disk.lock(Path::new(LOCK_FILE)).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => OpenError::InUse,
-            _ => io_error("locking", LOCK_FILE, error),
-        })?;
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        config: StoreConfig,
+    ) -> Result<Self, OpenError> {
+        let lock = disk
+            .lock(Path::new(LOCK_FILE))
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => OpenError::InUse,
+                _ => io_error("locking", LOCK_FILE, error),
+            })?;
         let directory_id = if disk.exists(Path::new(FORMAT_FILE)) {
             format::read_format(&*disk)?
         } else {
             create(&*disk)?
         };
-        Ok(Self { disk, clock, config, directory_id, lock })
+        Ok(Self {
+            disk,
+            clock,
+            config,
+            directory_id,
+            lock,
+        })
     }
 
     /// Loads the last checkpoint, replays the write-ahead log over it, and checks what is not sealed.
@@ -79,15 +91,21 @@ impl UnrecoveredStore {
     pub fn recover(self) -> Result<(Store, RecoveryReport), OpenError> {
         let started = self.clock.monotonic();
         let (after, mut recovering) = self.load()?;
-        let wal_config = WalConfig { file_bytes: self.config.wal_file_bytes, max_bytes: self.config.wal_max_bytes };
-        let wal = UnrecoveredWal::open(Arc::clone(&self.disk), Arc::clone(&self.clock), wal_config)?;
-        let (wal, replayed) = wal.replay(after, &mut |record| match recovering.get_mut(&record.key) {
-            Some(log) => {
-                let key = record.key;
-                log.replay(record).map_err(|error| io_error("replaying into", partition_dir(key), error))
-            }
-            None => Ok(()),
-        })?;
+        let wal_config = WalConfig {
+            file_bytes: self.config.wal_file_bytes,
+            max_bytes: self.config.wal_max_bytes,
+        };
+        let wal =
+            UnrecoveredWal::open(Arc::clone(&self.disk), Arc::clone(&self.clock), wal_config)?;
+        let (wal, replayed) =
+            wal.replay(after, &mut |record| match recovering.get_mut(&record.key) {
+                Some(log) => {
+                    let key = record.key;
+                    log.replay(record)
+                        .map_err(|error| io_error("replaying into", partition_dir(key), error))
+                }
+                None => Ok(()),
+            })?;
         let context = Arc::new(Context {
             disk: self.disk,
             clock: self.clock,
@@ -105,11 +123,16 @@ impl UnrecoveredStore {
             records_replayed: replayed.records,
             bytes_replayed: replayed.bytes,
             torn_bytes: replayed.torn_bytes,
-            damaged: logs.values().filter_map(|log| log.damage()).map(|damage| (*damage).clone()).collect(),
+            damaged: logs
+                .values()
+                .filter_map(|log| log.damage())
+                .map(|damage| (*damage).clone())
+                .collect(),
             took_ms: (context.clock.monotonic() - started).as_millis() as u64,
         };
         let partitions = Arc::new(RwLock::new(logs));
-        let housekeeper = Housekeeper::start(&context, &partitions).map_err(|error| io_error("starting", "a thread", error))?;
+        let housekeeper = Housekeeper::start(&context, &partitions)
+            .map_err(|error| io_error("starting", "a thread", error))?;
         let store = Store {
             context,
             partitions,
@@ -123,14 +146,16 @@ impl UnrecoveredStore {
     /// Every partition that has a directory, with what the last checkpoint knew of it.
     fn load(&self) -> Result<(Lsn, HashMap<PartitionKey, RecoveringLog>), OpenError> {
         let (after, states) = format::read_raft_state(&*self.disk)?;
-        let mut states: HashMap<_, _> = states.into_iter().map(|state| (state.key, state)).collect();
+        let mut states: HashMap<_, _> =
+            states.into_iter().map(|state| (state.key, state)).collect();
         let mut recovering = HashMap::new();
         for key in self.list_partitions()? {
             let dir = partition_dir(key);
             let (disk, now) = (Arc::clone(&self.disk), self.clock.now());
             let mut log = RecoveringLog::new(disk, dir.clone(), key, TopicConfig::default(), now);
             if let Some(state) = states.remove(&key) {
-                log.load(state).map_err(|error| io_error("loading", &dir, error))?;
+                log.load(state)
+                    .map_err(|error| io_error("loading", &dir, error))?;
             }
             recovering.insert(key, log);
         }
@@ -145,12 +170,24 @@ impl UnrecoveredStore {
 
     fn list_partitions(&self) -> Result<Vec<PartitionKey>, OpenError> {
         let mut keys = Vec::new();
-        for topic_name in self.disk.list(Path::new(TOPICS_DIR)).map_err(|error| io_error("listing", TOPICS_DIR, error))? {
-            let Some(topic) = TopicId::parse(&topic_name) else { continue };
+        for topic_name in self
+            .disk
+            .list(Path::new(TOPICS_DIR))
+            .map_err(|error| io_error("listing", TOPICS_DIR, error))?
+        {
+            let Some(topic) = TopicId::parse(&topic_name) else {
+                continue;
+            };
             let dir = Path::new(TOPICS_DIR).join(&topic_name);
-            let names = self.disk.list(&dir).map_err(|error| io_error("listing", &dir, error))?;
+            let names = self
+                .disk
+                .list(&dir)
+                .map_err(|error| io_error("listing", &dir, error))?;
             let numbers = names.iter().filter_map(|name| name.parse().ok());
-            keys.extend(numbers.map(|number| PartitionKey { topic, partition: PartitionId::new(number) }));
+            keys.extend(numbers.map(|number| PartitionKey {
+                topic,
+                partition: PartitionId::new(number),
+            }));
         }
         Ok(keys)
     }
@@ -158,13 +195,21 @@ impl UnrecoveredStore {
 
 /// Makes an empty directory a data directory: the format file goes last, since it is what says that the rest is there.
 fn create(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
-    if disk.exists(Path::new(RAFT_STATE_FILE)) && format::read_raft_state(disk)?.0 > Lsn::default() {
+    if disk.exists(Path::new(RAFT_STATE_FILE)) && format::read_raft_state(disk)?.0 > Lsn::default()
+    {
         let detail = "the file is missing, but the directory holds data".to_owned();
-        return Err(OpenError::Damaged { path: FORMAT_FILE.into(), position: 0, detail });
+        return Err(OpenError::Damaged {
+            path: FORMAT_FILE.into(),
+            position: 0,
+            detail,
+        });
     }
-    disk.create_dir_all(Path::new(TOPICS_DIR)).map_err(|error| io_error("creating", TOPICS_DIR, error))?;
-    disk.sync_dir(Path::new("")).map_err(|error| io_error("syncing", "the data directory", error))?;
-    format::write_raft_state(disk, Lsn::default(), &[]).map_err(|error| io_error("writing", RAFT_STATE_FILE, error))?;
+    disk.create_dir_all(Path::new(TOPICS_DIR))
+        .map_err(|error| io_error("creating", TOPICS_DIR, error))?;
+    disk.sync_dir(Path::new(""))
+        .map_err(|error| io_error("syncing", "the data directory", error))?;
+    format::write_raft_state(disk, Lsn::default(), &[])
+        .map_err(|error| io_error("writing", RAFT_STATE_FILE, error))?;
     format::create_format(disk)
 }
 
@@ -180,7 +225,9 @@ fn finish(
             context.remove_dir_now(&dir);
             continue;
         }
-        let log = log.finish(Arc::clone(context)).map_err(|error| io_error("checking", &dir, error))?;
+        let log = log
+            .finish(Arc::clone(context))
+            .map_err(|error| io_error("checking", &dir, error))?;
         logs.insert(key, log);
     }
     Ok(logs)

@@ -1,16 +1,70 @@
 //! The write-ahead log that all partitions of a data directory share.
+//!
+//! One thread takes all that is queued, writes it with one call, syncs once and reports; another keeps a file ready, so
+//! that going on to the next one costs nothing. [`UnrecoveredWal::open`], then [`UnrecoveredWal::replay`], gives a [`Wal`].
+
+mod format;
+mod metrics;
+mod reader;
+mod scan;
+mod shared;
+mod spares;
+mod writer;
+
+pub(crate) use reader::{ReplayedRecord, UnrecoveredWal};
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
 use quipu_model::{LogId, Offset, PartitionKey};
+
+use crate::{ReserveError, io::DiskFile};
+use shared::Shared;
+
+const DIRECTORY: &str = "wal";
 
 /// A log sequence number: the place of a record in the write-ahead log. The first is 1; they have no gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Lsn(u64);
+pub(crate) struct Lsn(u64);
+
+impl Lsn {
+    /// Wraps a bare number; 0 stands before the first record.
+    pub(crate) const fn new(value: u64) -> Self {
+        Self(value)
+    }
+
+    /// The bare number.
+    pub(crate) const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The next record's number.
+    pub(crate) const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    const fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// What a WAL record says. The numbers are on disk: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum RecordKind {
+pub(crate) enum RecordKind {
     /// A Raft entry holding a record batch; payload: the stamped batch.
     Batch = 1,
     /// A Raft entry holding something else; payload: one byte of control kind, then its bytes.
@@ -29,15 +83,31 @@ pub enum RecordKind {
     Mark = 8,
 }
 
+impl RecordKind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Batch,
+            2 => Self::Control,
+            3 => Self::Vote,
+            4 => Self::Truncate,
+            5 => Self::Purge,
+            6 => Self::Trim,
+            7 => Self::Removed,
+            8 => Self::Mark,
+            _ => return None,
+        })
+    }
+}
+
 /// A record to be written.
 #[derive(Clone, Debug)]
-pub struct WalRecord {
-    pub key: PartitionKey,
-    pub kind: RecordKind,
-    pub log_id: LogId,
-    pub base_offset: Offset,
+pub(crate) struct WalRecord {
+    pub(crate) key: PartitionKey,
+    pub(crate) kind: RecordKind,
+    pub(crate) log_id: LogId,
+    pub(crate) base_offset: Offset,
     /// The payload in up to two pieces, written one after the other (a batch's stamped prefix and the rest of it).
-    pub payload: [Bytes; 2],
+    pub(crate) payload: [Bytes; 2],
 }
 
 /// The first failed write or sync: from then on the store acknowledges nothing more.
@@ -53,3 +123,153 @@ pub struct StorageFailure {
 
 /// Called once the records it was submitted with are durable, or never will be. Runs on the WAL's thread: it must not block.
 pub type Completion = Box<dyn FnOnce(Result<(), StorageFailure>) + Send>;
+
+/// How a write-ahead log behaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WalConfig {
+    /// The size of each file, in bytes. A record that is larger gets a larger file of its own.
+    pub(crate) file_bytes: u64,
+    /// [`Wal::has_room`] says no while more bytes than this wait for a checkpoint.
+    pub(crate) max_bytes: u64,
+}
+
+/// An open write-ahead log. Dropping it without [`Wal::close`] is a crash as far as the disk is concerned: what is still
+/// queued is not written, and its completions get an error.
+#[derive(Debug)]
+pub(crate) struct Wal {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Wal {
+    /// Queues records; their numbers follow each other, the last is returned. The order of submissions is the order in the
+    /// log. Never waits for the disk. Without records, `done` follows what was submitted before.
+    ///
+    /// # Errors
+    /// The failure that stopped the log; `done` gets it too.
+    pub(crate) fn submit(
+        &self,
+        records: Vec<WalRecord>,
+        done: Completion,
+    ) -> Result<Lsn, StorageFailure> {
+        self.shared.submit(records, done)
+    }
+
+    /// The last record submitted.
+    pub(crate) fn last_submitted(&self) -> Lsn {
+        self.shared.state.lock().last_submitted
+    }
+
+    /// The last record known to be durable.
+    pub(crate) fn flushed(&self) -> Lsn {
+        self.shared.state.lock().flushed
+    }
+
+    /// Lets files go whose records are all at or below `upto`: the caller has made durable elsewhere what they say.
+    pub(crate) fn recycle(&self, upto: Lsn) {
+        self.shared.state.lock().recycle(upto);
+        self.shared.spares_wanted.notify_all();
+    }
+
+    /// Bytes above the last [`Wal::recycle`], those still queued included.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.shared.state.lock().live_bytes()
+    }
+
+    /// Whether records of `bytes` bytes can be submitted without waiting for a checkpoint or for space on the disk.
+    pub(crate) fn has_room(&self, bytes: u64) -> Result<(), ReserveError> {
+        self.shared.has_room(bytes)
+    }
+
+    /// The failure that stopped the log, once there was one.
+    pub(crate) fn failure(&self) -> Option<StorageFailure> {
+        self.shared.state.lock().failure.clone()
+    }
+
+    /// Calls `f` on the failing thread when the log fails; at once where it has failed already.
+    pub(crate) fn on_failure(&self, f: Box<dyn FnOnce(StorageFailure) + Send>) {
+        self.shared.on_failure(f);
+    }
+
+    /// Registers the log's metrics.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
+    }
+
+    /// Latches a failure that was met outside the log; the first one stands, and is given back.
+    pub(crate) fn fail(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        error: std::io::Error,
+    ) -> StorageFailure {
+        self.shared.fail(operation, path, error)
+    }
+
+    /// Writes and syncs all that is queued and a last mark, and ends the threads. Blocks.
+    ///
+    /// # Errors
+    /// The failure that stopped the log, now or before.
+    pub(crate) fn close(&self) -> Result<(), StorageFailure> {
+        self.shared.state.lock().closing = true;
+        self.join();
+        self.failure().map_or(Ok(()), Err)
+    }
+
+    fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
+        let writer = writer::Writer::new(Arc::clone(&shared));
+        let preparer = Arc::clone(&shared);
+        let wal = Self {
+            shared,
+            threads: Mutex::default(),
+        };
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.into()).spawn(run)?;
+            wal.threads.lock().push(thread);
+            std::io::Result::Ok(())
+        };
+        spawn("wal-writer", Box::new(|| writer.run()))?;
+        spawn("wal-spares", Box::new(move || spares::run(&preparer)))?;
+        Ok(wal)
+    }
+
+    fn join(&self) {
+        self.shared.wake_all();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for handle in threads {
+            // The last handle may be dropped by a completion, on the writer's own thread.
+            if handle.thread().id() != thread::current().id() && handle.join().is_err() {
+                tracing::error!("a thread of the write-ahead log panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Wal {
+    fn drop(&mut self) {
+        self.shared.state.lock().abandoned = true;
+        self.join();
+    }
+}
+
+/// An open file of the log.
+#[derive(Clone, Debug)]
+struct WalFile {
+    sequence: u64,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    len: u64,
+}
+
+fn file_path(sequence: u64) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{sequence:020}.wal"))
+}
+
+fn parse_file_name(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".wal")?;
+    let valid = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    valid.then(|| digits.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests;
