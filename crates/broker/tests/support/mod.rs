@@ -20,13 +20,13 @@ use tokio::{
 use tonic::{Status, transport::Channel};
 
 /// A running node.
-pub struct Node {
+pub(crate) struct Node {
     broker: Broker,
     directory: TempDir,
 }
 
 impl Node {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_in(tempfile::tempdir().unwrap()).await
     }
 
@@ -36,15 +36,15 @@ impl Node {
     }
 
     /// The settings it was started with.
-    pub fn config(&self) -> BrokerConfig {
+    pub(crate) fn config(&self) -> BrokerConfig {
         config(&self.directory)
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.broker.shutdown().await.unwrap();
     }
 
-    pub async fn restart(self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
         self.broker.shutdown().await.unwrap();
         Self::start_in(self.directory).await
     }
@@ -58,15 +58,15 @@ impl Node {
             .unwrap()
     }
 
-    pub async fn log(&self) -> LogClient<Channel> {
+    pub(crate) async fn log(&self) -> LogClient<Channel> {
         LogClient::new(self.channel().await).max_encoding_message_size(64 << 20)
     }
 
-    pub async fn admin(&self) -> AdminClient<Channel> {
+    pub(crate) async fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(self.channel().await)
     }
 
-    pub async fn create(&self, name: &str, partitions: u32) {
+    pub(crate) async fn create(&self, name: &str, partitions: u32) {
         let request = v1::CreateTopicRequest {
             name: name.to_owned(),
             partitions,
@@ -75,21 +75,21 @@ impl Node {
         self.admin().await.create_topic(request).await.unwrap();
     }
 
-    pub async fn delete(&self, name: &str) {
+    pub(crate) async fn delete(&self, name: &str) {
         let request = v1::DeleteTopicRequest {
             name: name.to_owned(),
         };
         self.admin().await.delete_topic(request).await.unwrap();
     }
 
-    pub async fn cluster(&self) -> v1::DescribeClusterResponse {
+    pub(crate) async fn cluster(&self) -> v1::DescribeClusterResponse {
         let request = v1::DescribeClusterRequest {};
         let described = self.admin().await.describe_cluster(request).await;
         described.unwrap().into_inner()
     }
 
     /// Status and body of a GET.
-    pub async fn http(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn http(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.broker.addresses().http)
             .await
             .unwrap();
@@ -124,12 +124,12 @@ fn builder(values: &[&str]) -> BatchBuilder {
 }
 
 /// One batch with these values.
-pub fn batch(values: &[&str]) -> Bytes {
+pub(crate) fn batch(values: &[&str]) -> Bytes {
     builder(values).build().unwrap().into_bytes()
 }
 
 /// One batch of an idempotent producer.
-pub fn idempotent(id: &v1::InitProducerIdResponse, sequence: i32, values: &[&str]) -> Bytes {
+pub(crate) fn idempotent(id: &v1::InitProducerIdResponse, sequence: i32, values: &[&str]) -> Bytes {
     let mut builder = builder(values);
     builder.set_producer(
         ProducerId::new(id.producer_id),
@@ -140,7 +140,7 @@ pub fn idempotent(id: &v1::InitProducerIdResponse, sequence: i32, values: &[&str
 }
 
 /// A batch with a right checksum whose header claims two thousand million records.
-pub fn lying_count() -> Bytes {
+pub(crate) fn lying_count() -> Bytes {
     let mut bytes = batch(&["a", "b"]).to_vec();
     let count = 2_000_000_000i32;
     bytes[23..27].copy_from_slice(&(count - 1).to_be_bytes());
@@ -151,7 +151,7 @@ pub fn lying_count() -> Bytes {
 }
 
 /// A produce request of an encoded batch.
-pub fn encoded(topic: &str, partition: u32, batch: Bytes) -> v1::ProduceRequest {
+pub(crate) fn encoded(topic: &str, partition: u32, batch: Bytes) -> v1::ProduceRequest {
     v1::ProduceRequest {
         topic: topic.to_owned(),
         partition,
@@ -161,7 +161,7 @@ pub fn encoded(topic: &str, partition: u32, batch: Bytes) -> v1::ProduceRequest 
 }
 
 /// A produce request of plain records.
-pub fn plain(topic: &str, partition: u32, values: &[&str]) -> v1::ProduceRequest {
+pub(crate) fn plain(topic: &str, partition: u32, values: &[&str]) -> v1::ProduceRequest {
     let record = |value: &&str| v1::PlainRecord {
         value: Some(Bytes::copy_from_slice(value.as_bytes())),
         ..v1::PlainRecord::default()
@@ -178,7 +178,7 @@ pub fn plain(topic: &str, partition: u32, values: &[&str]) -> v1::ProduceRequest
 }
 
 /// Gives all plain records of a request this time.
-pub fn date(request: &mut v1::ProduceRequest, timestamp_ms: i64) {
+pub(crate) fn date(request: &mut v1::ProduceRequest, timestamp_ms: i64) {
     if let Some(v1::produce_request::Payload::Records(records)) = &mut request.payload {
         for record in &mut records.records {
             record.timestamp_ms = Some(timestamp_ms);
@@ -187,7 +187,7 @@ pub fn date(request: &mut v1::ProduceRequest, timestamp_ms: i64) {
 }
 
 /// A fetch that answers at once.
-pub fn fetch(topic: &str, partition: u32, offset: u64) -> v1::FetchRequest {
+pub(crate) fn fetch(topic: &str, partition: u32, offset: u64) -> v1::FetchRequest {
     v1::FetchRequest {
         topic: topic.to_owned(),
         partition,
@@ -197,7 +197,7 @@ pub fn fetch(topic: &str, partition: u32, offset: u64) -> v1::FetchRequest {
 }
 
 /// Offsets and values of all records in `batches`.
-pub fn records(batches: Bytes) -> Vec<(u64, String)> {
+pub(crate) fn records(batches: Bytes) -> Vec<(u64, String)> {
     split_batches(batches)
         .flat_map(|batch| batch.unwrap().records().unwrap())
         .map(|record| {
@@ -209,7 +209,7 @@ pub fn records(batches: Bytes) -> Vec<(u64, String)> {
 }
 
 /// The `quipu.v1.Error` among a status's details.
-pub fn error_of(status: &Status) -> v1::Error {
+pub(crate) fn error_of(status: &Status) -> v1::Error {
     let details = tonic_types::pb::Status::decode(status.details()).unwrap();
     let own = details
         .details
