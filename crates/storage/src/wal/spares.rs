@@ -1,6 +1,6 @@
 //! The thread that keeps a file ready, made from one whose records nobody needs, or new.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use quipu_model::Position;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::io::{Disk, OpenMode};
 
-/// A sync into blocks that were written before costs a third of one into fresh blocks: these many used files are kept.
+/// How many used files are kept: a sync into blocks that were written before costs a third of one into fresh blocks.
 const KEPT: usize = 4;
 const ZEROS: usize = 1 << 20;
 /// How often a full disk is looked at again.
@@ -34,7 +34,7 @@ pub(super) fn run(shared: &Shared) {
                 (file.path, result)
             }
             Step::Recycle(file, sequence) => {
-                let result = recycle(shared.disk.as_ref(), &file, sequence).map(Some);
+                let result = recycle(shared, &file, sequence);
                 (file.path, result)
             }
             Step::Create(sequence) => (file_path(sequence), create(shared, sequence)),
@@ -64,8 +64,7 @@ fn next_step(shared: &Shared) -> Step {
             continue;
         }
         if let Some(file) = state.retired.pop() {
-            let odd = file.len != shared.config.file_bytes;
-            if odd || state.spares.len() >= KEPT {
+            if state.spares.len() >= KEPT {
                 return Step::Remove(file);
             }
             let sequence = state.allocate_sequence();
@@ -104,16 +103,23 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     )
 }
 
-fn recycle(disk: &dyn Disk, file: &WalFile, sequence: u64) -> io::Result<WalFile> {
-    let path = file_path(sequence);
-    disk.rename(&file.path, &path)?;
+/// Makes a used file ready for another life; `None` where it is not of the size that is wanted, and removed.
+fn recycle(shared: &Shared, file: &WalFile, sequence: u64) -> io::Result<Option<WalFile>> {
+    let disk = shared.disk.as_ref();
+    let len = shared.config.file_bytes;
+    if file.file.len()? != len {
+        disk.remove_file(&file.path)?;
+        return Ok(None);
+    }
     let spare = WalFile {
         sequence,
-        path,
-        ..file.clone()
+        path: file_path(sequence),
+        file: Arc::clone(&file.file),
+        len,
     };
+    disk.rename(&file.path, &spare.path)?;
     finish(disk, &spare)?;
-    Ok(spare)
+    Ok(Some(spare))
 }
 
 /// A new file, every block written once; `None` where the log stops meanwhile.

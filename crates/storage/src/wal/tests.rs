@@ -325,6 +325,49 @@ fn no_flipped_bit_shortens_what_was_synced() {
 }
 
 #[test]
+fn the_mark_of_an_idle_log_is_durable_before_the_next_file_begins() {
+    let disk = FaultyDisk::new(1);
+    let (wal, _, _) = open(&disk, SMALL, Lsn::default()).unwrap();
+    append(&wal, 0..1);
+    let marked = format::frame_len(payload(0).len() as u64) as usize + format::FILE_HEADER_LEN;
+    while disk.file_bytes(file_path(1)).unwrap()[marked] == 0 {
+        std::thread::yield_now();
+    }
+    let large = record(1, vec![1; 1900]);
+    submit(&wal, vec![large]).recv().unwrap().unwrap();
+    for seed in 0..20 {
+        let crashed = disk.fork(seed);
+        crashed.crash();
+        let (_, _, records) = open(&crashed, SMALL, Lsn::default()).unwrap();
+        assert_eq!(records.len(), 2);
+    }
+}
+
+#[test]
+fn a_file_is_kept_until_its_successor_holds_a_durable_record() {
+    let disk = FaultyDisk::new(1);
+    disk.create_dir_all(Path::new(DIRECTORY)).unwrap();
+    let live = |sequence, first| shared::LiveFile {
+        file: spares::allocate(&disk, sequence, 2048).unwrap(),
+        first: Lsn(first),
+    };
+    let mut state = shared::State {
+        live: [live(1, 1), live(2, 8)].into(),
+        flushed: Lsn(7),
+        ..shared::State::default()
+    };
+    state.recycle(Lsn(7));
+    assert!(state.retired.is_empty());
+    state.flushed = Lsn(8);
+    state.recycle(Lsn(6));
+    assert!(state.retired.is_empty());
+    state.recycle(Lsn(7));
+    assert_eq!(state.retired.len(), 1);
+    state.recycle(Lsn(8));
+    assert_eq!(state.live.len(), 1, "the file that is written to stays");
+}
+
+#[test]
 fn a_checkpoint_that_is_ahead_of_the_log_is_damage() {
     let disk = FaultyDisk::new(1);
     let lost = open(&disk, SMALL, Lsn::new(1));

@@ -3,6 +3,7 @@
 use std::{io, ops::Range, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use parking_lot::MutexGuard;
 use quipu_model::{LogId, Offset, PartitionKey, Position};
 
 use super::{
@@ -97,12 +98,10 @@ impl Writer {
                 return Step::Stop;
             } else if self.marked {
                 shared.work.wait(&mut state);
-            } else if state.closing || shared.work.wait_for(&mut state, IDLE).timed_out() {
-                if state.queue.is_empty() && !state.abandoned && state.failure.is_none() {
-                    let lsn = state.next;
-                    state.next = lsn.next();
-                    return Step::Mark(lsn);
-                }
+            } else if state.closing || idle(&shared, &mut state) {
+                let lsn = state.next;
+                state.next = lsn.next();
+                return Step::Mark(lsn);
             }
         }
     }
@@ -265,6 +264,14 @@ impl Writer {
         }
         self.shared.wake_all();
     }
+}
+
+/// Waits; whether nothing happened for as long as it takes to be idle.
+fn idle(shared: &Shared, state: &mut MutexGuard<'_, State>) -> bool {
+    shared.work.wait_for(state, IDLE).timed_out()
+        && state.queue.is_empty()
+        && !state.abandoned
+        && state.failure.is_none()
 }
 
 /// Puts headers, padding and small payloads into the scratch buffer, and says between which bytes of it the large
