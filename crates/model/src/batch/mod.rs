@@ -1,100 +1,110 @@
 //! Kafka's record batch v2 (magic 2), byte for byte.
 //!
 //! Format: <https://kafka.apache.org/documentation/#recordbatch>. All numbers are big-endian; record fields are zig-zag
-//! varints.
+//! varints. A [`RecordBatch`] is whole and undamaged by its type; its records are looked at only when asked for. Nothing
+//! here takes memory on the word of a number that came with the bytes.
+
+mod builder;
+mod compression;
+mod error;
+mod header;
+mod reader;
+mod record;
+mod snappy;
+mod varint;
 
 use bytes::Bytes;
 
-use crate::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, TimestampMs};
+use crate::{LeaderEpoch, Offset};
 
-/// How a batch's records are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compression {
-    #[default]
-    None,
-    Gzip,
-    Snappy,
-    Lz4,
-    Zstd,
-}
+pub use builder::BatchBuilder;
+pub use compression::{Compression, UnknownCompression};
+pub use error::{BatchError, RecordProblem};
+pub use header::BatchHeader;
+pub use reader::RecordIter;
+pub use record::{Record, RecordHeader};
 
-/// The 61 bytes before a batch's records, parsed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchHeader {
-    pub base_offset: Offset,
-    pub batch_length: u32,
-    pub leader_epoch: LeaderEpoch,
-    pub crc: u32,
-    pub attributes: u16,
-    pub last_offset_delta: u32,
-    pub base_timestamp: TimestampMs,
-    pub max_timestamp: TimestampMs,
-    pub producer_id: ProducerId,
-    pub producer_epoch: ProducerEpoch,
-    pub base_sequence: Sequence,
-    pub record_count: u32,
-}
-
-/// Why bytes are not a record batch.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BatchError {
-    #[error("truncated")]
-    Truncated,
-}
+/// The most bytes that one batch's records may take uncompressed.
+pub const MAX_UNCOMPRESSED_BYTES: usize = 64 << 20;
 
 /// One whole record batch whose header and CRC were checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordBatch {
     header: BatchHeader,
     bytes: Bytes,
 }
 
-impl BatchHeader {
-    pub const LEN: usize = 61;
-    /// Bytes of a batch that the log stamps: base offset (8), batch length (4), leader epoch (4).
-    pub const STAMPED_LEN: usize = 16;
-
-    /// Parses and checks the structure of a header; `bytes` may go on behind it.
-    pub fn parse(bytes: &[u8]) -> Result<Self, BatchError> {
-        let _ = bytes;
-        Err(BatchError::Truncated)
-    }
-
-    /// The whole batch's length in bytes.
-    pub fn total_len(&self) -> usize {
-        self.batch_length as usize + 12
-    }
-
-    pub fn last_offset(&self) -> Offset {
-        self.base_offset.plus(u64::from(self.last_offset_delta))
-    }
-
-    /// The offset after the batch's last record.
-    pub fn next_offset(&self) -> Offset {
-        self.last_offset().plus(1)
-    }
-}
-
 impl RecordBatch {
     /// Takes exactly one batch; checks header and CRC-32C, not the records.
+    ///
+    /// # Errors
+    /// Those of [`BatchHeader::parse`]; [`BatchError::Truncated`] and [`BatchError::TrailingBytes`] where the bytes are
+    /// not as many as the header says; [`BatchError::CrcMismatch`] where they are damaged.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, BatchError> {
-        Ok(Self {
-            header: BatchHeader::parse(&bytes)?,
-            bytes,
-        })
+        let header = BatchHeader::parse(&bytes)?;
+        let needed = header.total_len();
+        let found = bytes.len();
+        if found < needed {
+            return Err(BatchError::Truncated { needed, found });
+        }
+        if found > needed {
+            let extra = found - needed;
+            return Err(BatchError::TrailingBytes { extra });
+        }
+        let stored = header.crc;
+        let computed = crc32c::crc32c(&bytes[BatchHeader::CRC_FROM..]);
+        if stored != computed {
+            return Err(BatchError::CrcMismatch { stored, computed });
+        }
+        Ok(Self { header, bytes })
     }
 
-    /// Checks every record: what a broker does before it accepts a batch.
+    /// Checks every record: what a broker does before it accepts a batch. Nothing is built, and compressed records are
+    /// decompressed piece by piece. The base offset may be any.
+    ///
+    /// # Errors
+    /// [`BatchError::NotServed`] for control and transactional batches and unknown attributes; [`BatchError::BadHeader`]
+    /// for a producer id without epoch or sequence; [`BatchError::BadRecord`] and [`BatchError::BytesAfterRecords`] where
+    /// the records are not what the header says; [`BatchError::TooLarge`] past [`MAX_UNCOMPRESSED_BYTES`];
+    /// [`BatchError::Codec`] where they do not decompress.
     pub fn validate_records(&self) -> Result<(), BatchError> {
-        Ok(())
+        self.header.check_producible()?;
+        let records = &self.bytes[BatchHeader::LEN..];
+        let count = self.header.record_count;
+        match self.header.compression() {
+            Compression::None => reader::check_plain(records, count),
+            codec => {
+                let source =
+                    compression::Decompressor::new(codec, records, MAX_UNCOMPRESSED_BYTES)?;
+                reader::check_compressed(source, count)
+            }
+        }
     }
 
+    /// The records, decompressed at once and then read one by one.
+    ///
+    /// # Errors
+    /// [`BatchError::TooLarge`] past [`MAX_UNCOMPRESSED_BYTES`]; [`BatchError::Codec`] where they do not decompress.
+    pub fn records(&self) -> Result<RecordIter, BatchError> {
+        let records = self.bytes.slice(BatchHeader::LEN..);
+        let codec = self.header.compression();
+        let plain = codec.decompress(&records, MAX_UNCOMPRESSED_BYTES)?;
+        Ok(RecordIter::new(self.header, plain))
+    }
+
+    /// The header.
     pub fn header(&self) -> &BatchHeader {
         &self.header
     }
 
+    /// The whole batch, header included.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// The whole batch, header included.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
     }
 
     /// The batch's first [`BatchHeader::STAMPED_LEN`] bytes with another base offset and leader epoch; what follows
@@ -109,5 +119,50 @@ impl RecordBatch {
         prefix[8..12].copy_from_slice(&self.header.batch_length.to_be_bytes());
         prefix[12..].copy_from_slice(&epoch.get().to_be_bytes());
         prefix
+    }
+
+    /// A copy of the batch with another base offset and leader epoch. For tools: a log writes
+    /// [`Self::stamped_prefix`] and the rest, without a copy.
+    pub fn stamped(&self, base_offset: Offset, epoch: LeaderEpoch) -> Self {
+        let mut bytes = self.bytes.to_vec();
+        bytes[..BatchHeader::STAMPED_LEN].copy_from_slice(&self.stamped_prefix(base_offset, epoch));
+        Self {
+            header: BatchHeader {
+                base_offset,
+                leader_epoch: epoch,
+                ..self.header
+            },
+            bytes: bytes.into(),
+        }
+    }
+}
+
+/// The batches that stand one behind the other in `bytes`, in order, each checked as [`RecordBatch::from_bytes`] does. A
+/// last batch that is cut short is an error ([`BatchError::Truncated`]), and the iterator ends after the first error.
+pub fn split_batches(bytes: Bytes) -> BatchIter {
+    BatchIter { rest: bytes }
+}
+
+/// See [`split_batches`].
+#[derive(Clone, Debug)]
+pub struct BatchIter {
+    rest: Bytes,
+}
+
+impl Iterator for BatchIter {
+    type Item = Result<RecordBatch, BatchError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let batch = BatchHeader::parse(&self.rest).and_then(|header| {
+            let length = header.total_len().min(self.rest.len());
+            RecordBatch::from_bytes(self.rest.split_to(length))
+        });
+        if batch.is_err() {
+            self.rest.clear();
+        }
+        Some(batch)
     }
 }
