@@ -3,14 +3,15 @@
 use std::{collections::HashMap, sync::Arc};
 
 use quipu_model::{Offset, TimestampMs};
+use quipu_proto::v1::{
+    self, AlterTopicConfigRequest, CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest,
+    ListOffsetsRequest, ListTopicsRequest,
+    admin_client::AdminClient,
+    list_offsets_request::{At, Earliest, Latest},
+};
 pub use quipu_proto::v1::{
     DescribeClusterResponse as ClusterDescription, DescribeTopicResponse as TopicDescription, Node,
     PartitionDescription, Topic,
-};
-use quipu_proto::v1::{
-    self, AlterTopicConfigRequest, CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest,
-    ListOffsetsRequest, ListTopicsRequest, admin_client::AdminClient,
-    list_offsets_request::{At, Earliest, Latest},
 };
 
 use crate::{

@@ -75,10 +75,6 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn config(&self) -> &ClientConfig {
-        &self.config
-    }
-
     /// A connection of the caller's own, for a stream whose unread bytes must not hold up anybody else's.
     pub(crate) fn dial(&self, address: &str) -> Result<Channel> {
         (self.dial)(address)

@@ -115,7 +115,7 @@ impl Error {
     pub(crate) fn timed_out(message: impl fmt::Display, outcome: Outcome) -> Self {
         Self {
             outcome,
-            ..Self::definite(Reason::TimedOut, false, message)
+            ..Self::definite(Reason::TimedOut, true, message)
         }
     }
 

@@ -16,22 +16,6 @@ use tokio::{sync::Semaphore, time::Instant};
 use super::{ProducerConfig, Record, delivery::BatchState, partitioner::partition_for_key};
 use crate::{Result, error::Error};
 
-/// The most bytes that a record takes in a batch beside its key, its value and its headers' bytes: varint lengths and deltas.
-const RECORD_OVERHEAD: usize = 40;
-const HEADER_OVERHEAD: usize = 10;
-
-/// The bytes that a record takes, at most.
-pub(crate) fn record_bytes(record: &Record<'_>) -> usize {
-    let headers = record.headers.iter();
-    let headers: usize = headers
-        .map(|(key, value)| HEADER_OVERHEAD + key.len() + value.map_or(0, <[u8]>::len))
-        .sum();
-    RECORD_OVERHEAD
-        + record.key.map_or(0, <[u8]>::len)
-        + record.value.map_or(0, <[u8]>::len)
-        + headers
-}
-
 /// Everything that senders of records and the task behind them share.
 #[derive(Debug)]
 pub(crate) struct Accumulator {
@@ -72,6 +56,8 @@ pub(crate) struct Partition {
 struct Pending {
     open: Option<PendingBatch>,
     full: VecDeque<PendingBatch>,
+    /// The size of the last batch: what the next one sets memory aside for.
+    expected: usize,
     /// The sending task was told, and has not looked yet.
     announced: bool,
     closed: bool,
@@ -228,8 +214,9 @@ impl Partition {
             self.seal(&mut pending);
         }
         let opened = pending.open.is_none();
+        let capacity = pending.expected.max(bytes);
         let open = pending.open.get_or_insert_with(|| PendingBatch {
-            builder: BatchBuilder::new(config.compression),
+            builder: BatchBuilder::with_capacity(config.compression, capacity),
             state: Arc::default(),
             reserved: 0,
             opened_at: Instant::now(),
@@ -239,7 +226,8 @@ impl Partition {
             .append(timestamp, record.key, record.value, record.headers);
         open.reserved += bytes;
         let batch = Arc::clone(&open.state);
-        let full = open.builder.len_bytes() + RECORD_OVERHEAD >= config.batch_bytes;
+        // Another such record would not fit: waiting for a smaller one is not worth the delay.
+        let full = open.builder.len_bytes() + bytes > config.batch_bytes;
         if full {
             self.seal(&mut pending);
         }
@@ -254,6 +242,7 @@ impl Partition {
 
     fn seal(&self, pending: &mut Pending) {
         if let Some(open) = pending.open.take() {
+            pending.expected = open.builder.len_bytes();
             pending.full.push_back(open);
             self.sticky.leave(self.id);
         }
@@ -310,7 +299,7 @@ mod tests {
     use quipu_model::TimestampMs;
     use tokio::time::{Instant, advance};
 
-    use super::{Accumulator, Appended, Topic, record_bytes};
+    use super::{Accumulator, Appended, Topic};
     use crate::producer::{ProducerConfig, Record};
 
     const LINGER: Duration = Duration::from_millis(5);
@@ -326,7 +315,7 @@ mod tests {
 
     fn append(config: &ProducerConfig, topic: &Topic, record: &Record<'_>) -> (u32, Appended) {
         let partition = topic.choose(record).unwrap();
-        let bytes = record_bytes(record);
+        let bytes = record.size();
         let appended = partition.append(config, record, TimestampMs::new(1), bytes);
         (partition.id, appended.unwrap())
     }

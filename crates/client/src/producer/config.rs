@@ -77,6 +77,12 @@ impl ProducerConfig {
                 self.batch_bytes
             )));
         }
+        if self.linger >= self.delivery_timeout {
+            return Err(Error::invalid(format_args!(
+                "linger ({:?}) is not less than delivery_timeout ({:?}): records would fail unsent",
+                self.linger, self.delivery_timeout
+            )));
+        }
         if self.buffer_bytes < self.batch_bytes {
             return Err(Error::invalid(format_args!(
                 "buffer_bytes ({}) is less than batch_bytes ({}): one batch would not fit",

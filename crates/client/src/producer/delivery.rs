@@ -44,7 +44,7 @@ impl BatchState {
     pub(crate) fn settle(&self, result: BatchResult) {
         let waiting = {
             let mut progress = self.progress.lock();
-            debug_assert!(progress.result.is_none(), "a batch is settled once");
+            assert!(progress.result.is_none(), "a batch is settled once");
             progress.result = Some(result);
             std::mem::take(&mut progress.waiting)
         };
@@ -108,10 +108,12 @@ impl Future for Delivery {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        this.batch.poll(cx, &mut this.slot).map_ok(|base| RecordMetadata {
-            partition: this.partition,
-            offset: base.map(|base| base.plus(u64::from(this.index))),
-            timestamp: this.timestamp,
-        })
+        this.batch
+            .poll(cx, &mut this.slot)
+            .map_ok(|base| RecordMetadata {
+                partition: this.partition,
+                offset: base.map(|base| base.plus(u64::from(this.index))),
+                timestamp: this.timestamp,
+            })
     }
 }
