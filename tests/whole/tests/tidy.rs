@@ -1,6 +1,7 @@
 //! What every source file keeps to.
 #![allow(
     clippy::disallowed_methods,
+    clippy::unwrap_used,
     reason = "the test reads the checkout's own files"
 )]
 
