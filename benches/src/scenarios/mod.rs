@@ -1,6 +1,7 @@
 //! What is measured. Each scenario has its own broker on an empty data directory; where there is a limit to compare with,
 //! the rounds of both take turns, and the medians of the rounds are compared.
 
+mod client;
 mod latency;
 mod limits;
 mod partitions;
@@ -69,6 +70,7 @@ pub async fn run(name: &str, settings: &Settings, report: &mut Report) -> Result
         "throughput" => throughput::limits(settings, report).await,
         "shapes" => throughput::shapes(settings, report).await,
 
+        "client" => client::run(settings, report).await,
         "latency" => latency::run(settings, report).await,
         "partitions" => partitions::run(settings, report).await,
         "start" => start::run(settings, report).await,

@@ -132,17 +132,19 @@ fn a_directory_of_a_newer_format_is_refused_and_left_alone() -> Result<()> {
     let dir = scratch()?;
     let data = dir.path().join("data");
     Launch::dev(&data).start()?.terminate()?;
-    let meta = data.join("meta.json");
-    let mut content: Value = serde_json::from_slice(&fs::read(&meta)?)?;
-    content["format"] = 1_000_000.into();
-    fs::write(&meta, content.to_string())?;
-    let before = fs::read(&meta)?;
+    let format = data.join("FORMAT");
+    let text = fs::read_to_string(&format)?;
+    let (lines, _) = text.split_once("crc ").context("a checksum at the end")?;
+    let lines = lines.replacen("quipu 1", "quipu 1000000", 1);
+    let crc = crc32fast::hash(lines.as_bytes());
+    fs::write(&format, format!("{lines}crc {crc:08x}\n"))?;
+    let before = fs::read(&format)?;
     let refusal = refused(&data, dir.path())?;
     assert!(
         refusal.contains("1000000") && refusal.contains("newer"),
         "{refusal}"
     );
-    assert_eq!(fs::read(&meta)?, before);
+    assert_eq!(fs::read(&format)?, before);
     Ok(())
 }
 
