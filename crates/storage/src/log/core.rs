@@ -37,7 +37,7 @@ pub(super) struct SpareFile {
     pub(super) allocated: u64,
 }
 
-const SPARE_NAME: &str = "next.log";
+pub(super) const SPARE_NAME: &str = "next.log";
 
 #[derive(Debug)]
 pub(super) struct LogCore {
@@ -130,7 +130,7 @@ impl LogCore {
         }
         let interval = u64::from(self.config.index_interval_bytes);
         let path = self.dir.clone();
-        let active = self.open_active(id.index, stamped.len(), now)?;
+        let active = self.open_active(id, stamped.len(), now)?;
         active
             .allocate(stamped.len())
             .map_err(|error| CoreError::Io("allocate", path, error))?;
@@ -162,12 +162,12 @@ impl LogCore {
 
     fn open_active(
         &mut self,
-        first_index: RaftIndex,
+        first: LogId,
         bytes: u64,
         now: TimestampMs,
     ) -> Result<&mut ActiveSegment, CoreError> {
         if self.active.is_none() {
-            let path = segment_path(&self.dir, self.end_offset, "log");
+            let path = segment_path(&self.dir, self.end_offset, first.term, "log");
             let spare = match self.spare.take() {
                 Some(spare) => spare,
                 None => self
@@ -177,7 +177,7 @@ impl LogCore {
             self.disk
                 .rename(&self.dir.join(SPARE_NAME), &path)
                 .map_err(|error| CoreError::Io("rename", path.clone(), error))?;
-            let segment = Segment::new((self.end_offset, first_index), (path, spare.file), now);
+            let segment = Segment::new((self.end_offset, first), (path, spare.file), now);
             self.active = Some(ActiveSegment::new(Arc::new(segment), spare.allocated));
         }
         // Just filled, where it was empty.
@@ -381,6 +381,10 @@ fn load_producers(disk: &dyn Disk, dir: &Path, segment: &Segment) -> Option<Prod
     if !segment.is_sealed() {
         return None;
     }
-    let bytes = crate::io::read_whole(disk, &segment_path(dir, segment.base, "producers")).ok()?;
+    let bytes = crate::io::read_whole(
+        disk,
+        &segment_path(dir, segment.base, segment.term, "producers"),
+    )
+    .ok()?;
     ProducerTable::decode(&bytes)
 }

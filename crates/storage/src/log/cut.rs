@@ -1,6 +1,6 @@
 //! Taking entries and records away: truncation and purge for Raft, trim for retention.
 
-use std::{path::PathBuf, sync::Arc, sync::mpsc};
+use std::{path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use quipu_model::{LogId, Offset};
@@ -36,7 +36,7 @@ impl PartitionLog {
             inner.core.end_offset,
             [present, Bytes::new()],
         );
-        self.submit_and_remove(&mut inner, record, &gone)
+        self.submit_cut(&mut inner, record, &gone)
     }
 
     /// Forgets entries up to and including `upto` for Raft; their records stay until they are trimmed. Past the log's end,
@@ -53,7 +53,7 @@ impl PartitionLog {
             .map_err(|error| self.append_error(error))?;
         inner.recent.retain(|entry| entry.id.index > upto.index);
         let record = self.record(RecordKind::Purge, upto, next_offset, Default::default());
-        self.submit_and_remove(&mut inner, record, &gone)
+        self.submit_cut(&mut inner, record, &gone)
     }
 
     /// Makes `before` the first offset served, and deletes the closed segments that lie wholly below it.
@@ -73,43 +73,23 @@ impl PartitionLog {
             inner.core.start_offset,
             Default::default(),
         );
-        // Only once the trim is durable: a start before it must still find the files.
-        let (context, paths) = (Arc::clone(&self.context), files_of(&gone));
-        self.submit(
-            &mut inner,
-            vec![record],
-            Box::new(move |flushed| {
-                if flushed.is_ok() {
-                    context.remove_files(paths);
-                }
-            }),
-        )
+        self.submit_cut(&mut inner, record, &gone)?;
+        drop(inner);
+        if !gone.is_empty() {
+            self.context.request_checkpoint();
+        }
+        Ok(())
     }
 
-    /// Waits until a record is durable before it removes files: the next segment may take the name of one of them, and a
-    /// start before the record must still find them. Rare: a leader change, or a snapshot's install.
-    fn submit_and_remove(
+    /// The files go with the next checkpoint: until then, a start reads the last one's state, which names them.
+    fn submit_cut(
         &self,
         inner: &mut Inner,
         record: WalRecord,
         gone: &[Arc<Segment>],
     ) -> Result<(), AppendError> {
-        if gone.is_empty() {
-            return self.submit(inner, vec![record], Box::new(|_| ()));
-        }
-        let (sender, flushed) = mpsc::sync_channel(1);
-        self.submit(
-            inner,
-            vec![record],
-            Box::new(move |result| {
-                let _ = sender.send(result);
-            }),
-        )?;
-        if let Ok(result) = flushed.recv() {
-            result?;
-        }
-        self.context.remove_files_now(&files_of(gone));
-        Ok(())
+        inner.obsolete.extend(files_of(gone));
+        self.submit(inner, vec![record], Box::new(|_| ()))
     }
 }
 

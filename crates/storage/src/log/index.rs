@@ -9,6 +9,10 @@ use quipu_model::{Offset, Position, RaftIndex, TimestampMs};
 
 pub(super) const ENTRY_LEN: usize = 32;
 
+/// What stands for the Raft index in an entry rebuilt from the segment alone, which does not tell it: no search by Raft
+/// index ever begins there.
+pub(super) const UNKNOWN_RAFT_INDEX: RaftIndex = RaftIndex::new(u64::MAX);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IndexEntry {
     pub(super) offset: Offset,
@@ -21,8 +25,6 @@ pub(super) struct IndexEntry {
 #[derive(Clone, Debug)]
 pub(super) enum SparseIndex {
     Growing(Vec<IndexEntry>),
-    /// Like `Growing`, but its entries do not know their Raft indexes.
-    Rebuilt(Vec<IndexEntry>),
     Mapped(Bytes),
 }
 
@@ -35,14 +37,14 @@ impl SparseIndex {
 
     fn len(&self) -> usize {
         match self {
-            Self::Growing(entries) | Self::Rebuilt(entries) => entries.len(),
+            Self::Growing(entries) => entries.len(),
             Self::Mapped(bytes) => bytes.len() / ENTRY_LEN,
         }
     }
 
     fn get(&self, at: usize) -> Option<IndexEntry> {
         match self {
-            Self::Growing(entries) | Self::Rebuilt(entries) => entries.get(at).copied(),
+            Self::Growing(entries) => entries.get(at).copied(),
             Self::Mapped(bytes) => bytes.get(at * ENTRY_LEN..(at + 1) * ENTRY_LEN).map(decode),
         }
     }
@@ -67,11 +69,7 @@ impl SparseIndex {
             .filter_map(|at| self.get(at))
             .take_while(|entry| entry.position < position)
             .collect();
-        *self = if matches!(self, Self::Rebuilt(_)) {
-            Self::Rebuilt(kept)
-        } else {
-            Self::Growing(kept)
-        };
+        *self = Self::Growing(kept);
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {

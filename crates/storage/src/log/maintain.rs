@@ -1,6 +1,6 @@
 //! What goes on beside appending and reading: checkpoints, retention, removal.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use quipu_model::{LogId, Offset, RaftIndex, TimestampMs};
@@ -9,7 +9,7 @@ use super::{
     AppendError, Inner, PartitionLog,
     core::ClosedSegment,
     segment::Segment,
-    state::{PartitionState, UnsealedSegment},
+    state::{PartitionState, SegmentState},
     types::RetentionPolicy,
 };
 use crate::io::DiskFile;
@@ -20,7 +20,9 @@ pub(crate) struct Captured {
     /// The encoded [`PartitionState`].
     pub(crate) state: Bytes,
     /// The files that must be durable before it is.
-    pub(crate) unsynced: Vec<(std::path::PathBuf, Arc<dyn DiskFile>)>,
+    pub(crate) unsynced: Vec<(PathBuf, Arc<dyn DiskFile>)>,
+    /// The files that no state names any more once this one is durable.
+    pub(crate) obsolete: Vec<PathBuf>,
 }
 
 impl PartitionLog {
@@ -63,6 +65,7 @@ impl PartitionLog {
             return Some(Captured {
                 state,
                 unsynced: Vec::new(),
+                obsolete: Vec::new(),
             });
         }
         let mut encoded = Vec::new();
@@ -73,10 +76,41 @@ impl PartitionLog {
         let unsynced = unsealed
             .map(|segment| (segment.path.clone(), Arc::clone(&segment.file)))
             .collect();
-        Some(Captured { state, unsynced })
+        let obsolete = inner.obsolete.clone();
+        Some(Captured {
+            state,
+            unsynced,
+            obsolete,
+        })
     }
 
-    /// Forgets that the last capture was taken: the checkpoint it was for did not happen.
+    /// The checkpoint that a capture was for is durable: the files that it no longer names may go.
+    pub(crate) fn checkpointed(&self, captured: &Captured) {
+        let mut inner = self.inner.lock();
+        inner
+            .obsolete
+            .retain(|path| !captured.obsolete.contains(path));
+        let in_use = |path: &&PathBuf| {
+            inner
+                .core
+                .segments()
+                .any(|segment| segment.path.with_extension("") == path.with_extension(""))
+        };
+        // Set aside under the lock, lest a new segment of that name be taken for it; removing can take a while.
+        let aside: Vec<PathBuf> = captured
+            .obsolete
+            .iter()
+            .filter(|path| !in_use(path))
+            .filter_map(|path| {
+                let aside = path.with_added_extension("gone");
+                self.context.disk.rename(path, &aside).ok().map(|()| aside)
+            })
+            .collect();
+        drop(inner);
+        self.context.remove_files_now(&aside);
+    }
+
+    /// The checkpoint that a capture was for did not happen.
     pub(crate) fn discard_capture(&self) {
         self.inner.lock().captured = None;
     }
@@ -144,22 +178,24 @@ impl PartitionLog {
         let inner = self.inner.lock();
         let first = inner.core.segments().next()?;
         let index = RaftIndex::new(first.first_index.get().checked_sub(1)?);
-        let purged = inner
-            .core
-            .last_purged
-            .map_or(RaftIndex::default(), |purged| purged.index);
+        let purged = inner.core.last_purged;
         let term = inner.core.raft.term_of(index)?;
-        (first.base > Offset::ZERO && index > purged).then_some((LogId { term, index }, first.base))
+        (first.base > Offset::ZERO && purged.is_none_or(|purged| purged.index < index))
+            .then_some((LogId { term, index }, first.base))
     }
 }
 
 impl Inner {
     fn partition_state(&self, key: quipu_model::PartitionKey) -> PartitionState {
         let core = &self.core;
-        let unsealed = |segment: &Arc<Segment>| UnsealedSegment {
+        let state_of = |segment: &Arc<Segment>| SegmentState {
             base: segment.base,
             next_offset: segment.next_offset(),
-            first_index: segment.first_index,
+            first: LogId {
+                term: segment.term,
+                index: segment.first_index,
+            },
+            sealed: segment.is_sealed(),
             bytes: segment.len(),
             created: segment.created,
         };
@@ -176,11 +212,7 @@ impl Inner {
             membership: self.applied.1.clone(),
             terms: core.raft.terms().to_vec(),
             controls: core.raft.controls().clone(),
-            unsealed: core
-                .segments()
-                .filter(|segment| !segment.is_sealed())
-                .map(unsealed)
-                .collect(),
+            segments: core.segments().map(state_of).collect(),
         }
     }
 }

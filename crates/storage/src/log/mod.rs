@@ -77,6 +77,8 @@ struct Inner {
     /// The encoded state of the last checkpoint; `None` once something has changed.
     captured: Option<Bytes>,
     removed: bool,
+    /// Files of segments that are gone, which the last checkpoint still names.
+    obsolete: Vec<PathBuf>,
 }
 
 impl PartitionLog {

@@ -16,16 +16,17 @@ use quipu_model::{
 use super::{
     Applied, Inner, PartitionLog,
     active::ActiveSegment,
-    core::{ClosedSegment, CoreError, LogCore},
+    core::{ClosedSegment, CoreError, LogCore, SPARE_NAME},
     index::{IndexEntry, SparseIndex},
     raft_map::RaftMap,
-    segment::{Segment, SegmentError, read_seal, segment_path},
-    state::{PartitionState, UnsealedSegment},
+    seal::Seal,
+    segment::{Segment, SegmentError, segment_path},
+    state::{PartitionState, SegmentState},
     types::{Control, ControlKind},
 };
 use crate::{
     PartitionDamage,
-    io::{Disk, OpenMode},
+    io::{Disk, OpenMode, read_whole},
     store::Context,
     wal::{Lsn, RecordKind, ReplayedRecord},
 };
@@ -76,9 +77,19 @@ impl RecoveringLog {
         core.raft = RaftMap::from_parts(state.terms, state.controls);
         self.applied = (state.applied, state.membership);
         self.lsn = state.lsn;
-        self.load_sealed(&state.unsealed)?;
-        for unsealed in state.unsealed {
-            self.load_unsealed(unsealed);
+        for segment in &state.segments {
+            let loaded = if segment.sealed {
+                self.load_sealed(segment)
+            } else {
+                self.load_unsealed(segment)
+            };
+            match loaded {
+                Ok(segment) => self.core.closed.push(ClosedSegment {
+                    segment: Arc::new(segment),
+                    producers: None,
+                }),
+                Err((path, detail)) => self.note_damage(path, 0, detail),
+            }
         }
         // The last one goes on being written.
         if let Some(last) = self.core.closed.pop_if(|last| !last.segment.is_sealed()) {
@@ -88,75 +99,40 @@ impl RecoveringLog {
         Ok(())
     }
 
-    /// Seals of segments that the checkpoint knew as unsealed, or not at all, are void: the write-ahead log tells anew
-    /// what is in them.
-    fn load_sealed(&mut self, unsealed: &[UnsealedSegment]) -> io::Result<()> {
-        for name in self.core.disk.list(&self.core.dir)? {
-            let Some(base) = name
-                .strip_suffix(".seal")
-                .and_then(|base| base.parse().ok())
-                .map(Offset::new)
-            else {
-                continue;
-            };
-            let path = self.core.dir.join(&name);
-            if base >= self.core.end_offset || unsealed.iter().any(|segment| segment.base == base) {
-                continue;
-            }
-            match read_seal(&*self.core.disk, &path)? {
-                Ok(seal) if seal.next_offset <= self.core.start_offset => {}
-                Ok(seal) if seal.base == base => {
-                    match Segment::open_sealed(&*self.core.disk, &self.core.dir, seal) {
-                        Ok(segment) => {
-                            self.core.closed.push(ClosedSegment {
-                                segment: Arc::new(segment),
-                                producers: None,
-                            });
-                        }
-                        Err(error) => {
-                            self.note_damage(path.with_extension("log"), 0, error.to_string())
-                        }
-                    }
-                }
-                Ok(_) => self.note_damage(path, 0, "the seal names another segment".to_owned()),
-                Err(detail) => self.note_damage(path, 0, detail.to_owned()),
-            }
+    fn load_sealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {
+        let (disk, dir, term) = (&*self.core.disk, &self.core.dir, state.first.term);
+        let path = segment_path(dir, state.base, term, "seal");
+        let seal = read_whole(disk, &path).map_err(|error| (path.clone(), error.to_string()))?;
+        let seal = Seal::decode(&seal).map_err(|detail| (path.clone(), detail.to_owned()))?;
+        if (seal.base, seal.next_offset, seal.data_bytes)
+            != (state.base, state.next_offset, state.bytes)
+        {
+            return Err((path, "the seal is another segment's".to_owned()));
         }
-        Ok(())
+        Segment::open_sealed(disk, dir, term, seal)
+            .map_err(|error| (path.with_extension("log"), error.to_string()))
     }
 
-    fn load_unsealed(&mut self, unsealed: UnsealedSegment) {
-        let path = segment_path(&self.core.dir, unsealed.base, "log");
+    fn load_unsealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {
+        let path = segment_path(&self.core.dir, state.base, state.first.term, "log");
         let opened = self
             .core
             .disk
             .open(&path, OpenMode::Write)
             .and_then(|file| Ok((file.len()?, file)));
-        match opened {
-            Ok((len, file)) if len >= unsealed.bytes => {
-                let segment = Segment::new(
-                    (unsealed.base, unsealed.first_index),
-                    (path, file),
-                    unsealed.created,
-                );
-                segment.publish(unsealed.bytes, unsealed.next_offset, TimestampMs::NONE);
-                self.core.closed.push(ClosedSegment {
-                    segment: Arc::new(segment),
-                    producers: None,
-                });
-            }
-            Ok((len, _)) => {
-                self.note_damage(
-                    path,
-                    len,
-                    format!(
-                        "the file is cut short: {} bytes were written",
-                        unsealed.bytes
-                    ),
-                );
-            }
-            Err(error) => self.note_damage(path, 0, error.to_string()),
+        let (len, file) = opened.map_err(|error| (path.clone(), error.to_string()))?;
+        if len < state.bytes {
+            return Err((
+                path,
+                format!(
+                    "the file is cut short: it has {len} bytes, {} were written",
+                    state.bytes
+                ),
+            ));
         }
+        let segment = Segment::new((state.base, state.first), (path, file), state.created);
+        segment.publish(state.bytes, state.next_offset, TimestampMs::NONE);
+        Ok(segment)
     }
 
     fn note_damage(&mut self, path: PathBuf, position: u64, detail: String) {
@@ -223,17 +199,11 @@ impl RecoveringLog {
                     .try_get_u8()
                     .map_err(|_| bad("a truncation record cut short"))?
                     == 1;
-                self.core
-                    .truncate_after(present.then_some(id))
-                    .map(|gone| self.remove(&gone))
+                self.core.truncate_after(present.then_some(id)).map(drop)
             }
-            RecordKind::Purge => self
-                .core
-                .purge(id, record.base_offset)
-                .map(|gone| self.remove(&gone)),
+            RecordKind::Purge => self.core.purge(id, record.base_offset).map(drop),
             RecordKind::Trim => {
-                let gone = self.core.trim(record.base_offset);
-                self.remove(&gone);
+                self.core.trim(record.base_offset);
                 Ok(())
             }
             RecordKind::Removed | RecordKind::Mark => Ok(()),
@@ -247,13 +217,6 @@ impl RecoveringLog {
                 self.note_damage(path, position.get(), detail);
                 Ok(())
             }
-        }
-    }
-
-    /// A segment that a replayed record took away is of no use to anyone any more. Its file goes last, in `finish`.
-    fn remove(&self, gone: &[Arc<Segment>]) {
-        for segment in gone {
-            tracing::debug!(segment = %segment.path.display(), "replay drops a segment");
         }
     }
 
@@ -275,10 +238,11 @@ impl RecoveringLog {
         if self.damage.is_none() {
             self.check()?;
         }
+        let mut obsolete = Vec::new();
         let damage = OnceLock::new();
         match self.damage.take() {
             Some(found) => drop(damage.set(Arc::new(found))),
-            None => self.remove_leftovers()?,
+            None => obsolete = self.leftovers()?,
         }
         let end = self.core.last;
         self.applied.0 = self
@@ -298,6 +262,7 @@ impl RecoveringLog {
                 reserved_bytes: 0,
                 captured: None,
                 removed: false,
+                obsolete,
             }),
         }))
     }
@@ -355,9 +320,9 @@ impl RecoveringLog {
         }
     }
 
-    /// Removes files that no segment stands in: of what was trimmed, or written after the checkpoint and replayed into
-    /// other files since.
-    fn remove_leftovers(&self) -> io::Result<()> {
+    /// Files that no segment stands in: of what was cut off, or written after the checkpoint and replayed into others since.
+    /// They go with the next checkpoint, since the last one may still name them.
+    fn leftovers(&self) -> io::Result<Vec<PathBuf>> {
         let mut kept = HashSet::new();
         for segment in self.core.segments() {
             let beside: &[&str] = if segment.is_sealed() {
@@ -365,24 +330,26 @@ impl RecoveringLog {
             } else {
                 &["log"]
             };
-            let names = beside
-                .iter()
-                .map(|ending| segment.path.with_extension(ending));
-            kept.extend(names.filter_map(|path| Some(path.file_name()?.to_owned())));
+            kept.extend(
+                beside
+                    .iter()
+                    .map(|ending| segment.path.with_extension(ending)),
+            );
         }
-        for name in self.core.disk.list(&self.core.dir)? {
-            if !kept.contains(std::ffi::OsStr::new(&name)) {
-                self.core.disk.remove_file(&self.core.dir.join(&name))?;
-            }
-        }
-        Ok(())
+        kept.insert(self.core.dir.join(SPARE_NAME));
+        let names = self.core.disk.list(&self.core.dir)?;
+        Ok(names
+            .iter()
+            .map(|name| self.core.dir.join(name))
+            .filter(|path| !kept.contains(path))
+            .collect())
     }
 }
 
 fn missing(dir: &Path, from: Offset, to: Offset) -> (PathBuf, SegmentError) {
     let detail = format!("the segment with offsets {from} to {to} is missing");
     (
-        segment_path(dir, from, "log"),
+        dir.to_owned(),
         SegmentError::Rot {
             position: Position::default(),
             detail,

@@ -11,14 +11,14 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use quipu_model::{Offset, Position, RaftIndex, TimestampMs, batch::BatchHeader};
+use quipu_model::{LogId, Offset, Position, RaftIndex, Term, TimestampMs, batch::BatchHeader};
 
 use super::{
-    index::{ENTRY_LEN, IndexEntry, SparseIndex},
+    index::{ENTRY_LEN, IndexEntry, SparseIndex, UNKNOWN_RAFT_INDEX},
     scan::Scan,
     seal::{BLOCK_BYTES, Seal},
 };
-use crate::io::{Disk, DiskFile, OpenMode, read_whole};
+use crate::io::{Disk, DiskFile, OpenMode};
 
 /// Why a segment did not give its bytes.
 #[derive(Debug)]
@@ -38,14 +38,19 @@ impl From<io::Error> for SegmentError {
 }
 
 /// The path of a segment's file with an ending: `log`, `index`, `seal`, `producers`.
-pub(super) fn segment_path(dir: &Path, base: Offset, ending: &str) -> PathBuf {
-    dir.join(format!("{:020}.{ending}", base.get()))
+///
+/// The name carries the term of the segment's first entry behind its base offset: after a truncation another segment may
+/// begin at the same offset, in a later term, while a checkpoint still names the old one.
+pub(super) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -> PathBuf {
+    dir.join(format!("{:020}-{}.{ending}", base.get(), term))
 }
 
 /// A segment as readers see it. All below `len` is written and never changes.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) base: Offset,
+    /// The term of the first batch.
+    pub(super) term: Term,
     /// The Raft index of the first batch.
     pub(super) first_index: RaftIndex,
     pub(super) path: PathBuf,
@@ -61,13 +66,14 @@ pub(super) struct Segment {
 
 impl Segment {
     pub(super) fn new(
-        (base, first_index): (Offset, RaftIndex),
+        (base, first): (Offset, LogId),
         (path, file): (PathBuf, Arc<dyn DiskFile>),
         created: TimestampMs,
     ) -> Self {
         Self {
             base,
-            first_index,
+            term: first.term,
+            first_index: first.index,
             path,
             file,
             created,
@@ -80,10 +86,25 @@ impl Segment {
     }
 
     /// The sealed segment that a seal on disk describes.
-    pub(super) fn open_sealed(disk: &dyn Disk, dir: &Path, seal: Seal) -> io::Result<Self> {
-        let path = segment_path(dir, seal.base, "log");
+    pub(super) fn open_sealed(
+        disk: &dyn Disk,
+        dir: &Path,
+        term: Term,
+        seal: Seal,
+    ) -> io::Result<Self> {
+        let path = segment_path(dir, seal.base, term, "log");
         let file = disk.open(&path, OpenMode::Read)?;
-        let segment = Self::new((seal.base, seal.first_index), (path, file), seal.newest);
+        let segment = Self::new(
+            (
+                seal.base,
+                LogId {
+                    term,
+                    index: seal.first_index,
+                },
+            ),
+            (path, file),
+            seal.newest,
+        );
         segment.publish(seal.data_bytes, seal.next_offset, seal.newest);
         *segment.index.write() = None;
         let _ = segment.seal.set(seal);
@@ -93,7 +114,13 @@ impl Segment {
     /// This segment cut to end at a batch's position, over the same file: what stands behind is no longer looked at.
     pub(super) fn cut(&self, at: BatchPlace, newest: TimestampMs) -> Result<Self, SegmentError> {
         let segment = Self::new(
-            (self.base, self.first_index),
+            (
+                self.base,
+                LogId {
+                    term: self.term,
+                    index: self.first_index,
+                },
+            ),
             (self.path.clone(), Arc::clone(&self.file)),
             self.created,
         );
@@ -220,7 +247,7 @@ impl Segment {
             if position.get() >= next_entry_at {
                 entries.push(IndexEntry {
                     offset: header.base_offset,
-                    raft_index: RaftIndex::default(),
+                    raft_index: UNKNOWN_RAFT_INDEX,
                     position,
                     newest_before: newest,
                 });
@@ -228,7 +255,7 @@ impl Segment {
             }
             newest = newest.max(header.max_timestamp);
         }
-        Ok(SparseIndex::Rebuilt(entries))
+        Ok(SparseIndex::Growing(entries))
     }
 
     /// Where a search by offset or time begins: the last index entry for which `before` holds, else the start.
@@ -243,10 +270,8 @@ impl Segment {
 
     /// Where a search by Raft index begins.
     pub(super) fn search_from_raft(&self, wanted: RaftIndex) -> Result<IndexEntry, SegmentError> {
-        let found = self.with_index(|index| match index {
-            SparseIndex::Rebuilt(_) => None,
-            _ => index.last_where(|entry| entry.raft_index <= wanted),
-        })?;
+        let found =
+            self.with_index(|index| index.last_where(|entry| entry.raft_index <= wanted))?;
         Ok(found.unwrap_or_else(|| self.start()))
     }
 
@@ -277,9 +302,21 @@ impl Segment {
             index_crc: crc32fast::hash(&index),
             block_crcs: self.block_crcs()?,
         };
-        crate::io::write_whole(disk, &segment_path(dir, self.base, "index"), &index)?;
-        crate::io::write_whole(disk, &segment_path(dir, self.base, "producers"), producers)?;
-        crate::io::replace_file(disk, &segment_path(dir, self.base, "seal"), &seal.encode())?;
+        crate::io::write_whole(
+            disk,
+            &segment_path(dir, self.base, self.term, "index"),
+            &index,
+        )?;
+        crate::io::write_whole(
+            disk,
+            &segment_path(dir, self.base, self.term, "producers"),
+            producers,
+        )?;
+        crate::io::replace_file(
+            disk,
+            &segment_path(dir, self.base, self.term, "seal"),
+            &seal.encode(),
+        )?;
         let _ = self.seal.set(seal);
         self.load_index(disk);
         self.file
@@ -307,9 +344,4 @@ impl Segment {
 pub(super) struct BatchPlace {
     pub(super) header: BatchHeader,
     pub(super) position: Position,
-}
-
-/// Reads a seal file; `Ok(None)` where there is none.
-pub(super) fn read_seal(disk: &dyn Disk, path: &Path) -> io::Result<Result<Seal, &'static str>> {
-    Ok(Seal::decode(&read_whole(disk, path)?))
 }

@@ -7,7 +7,8 @@
 //! | membership: 1 byte (0 or 1), term u64, index u64, length u32, bytes
 //! | terms: count u32, each term u64, first index u64
 //! | controls: count u32, each index u64, kind u8, length u32, bytes
-//! | segments not sealed: count u32, each base u64, next offset u64, first Raft index u64, bytes u64, created i64
+//! | segments: count u32, each base u64, next offset u64, first batch's term u64 and Raft index u64, sealed u8, bytes u64,
+//!   created i64
 //! ```
 
 use std::collections::BTreeMap;
@@ -20,12 +21,14 @@ use quipu_model::{
 use super::types::{Control, ControlKind};
 use crate::wal::Lsn;
 
-/// A segment that a checkpoint found not yet sealed.
+/// A segment as a checkpoint found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct UnsealedSegment {
+pub(crate) struct SegmentState {
     pub(crate) base: Offset,
     pub(crate) next_offset: Offset,
-    pub(crate) first_index: RaftIndex,
+    /// The Raft entry of the first batch.
+    pub(crate) first: LogId,
+    pub(crate) sealed: bool,
     pub(crate) bytes: u64,
     pub(crate) created: TimestampMs,
 }
@@ -45,7 +48,7 @@ pub(crate) struct PartitionState {
     pub(crate) membership: Option<(LogId, Bytes)>,
     pub(crate) terms: Vec<(Term, RaftIndex)>,
     pub(crate) controls: BTreeMap<RaftIndex, Control>,
-    pub(crate) unsealed: Vec<UnsealedSegment>,
+    pub(crate) segments: Vec<SegmentState>,
 }
 
 impl PartitionState {
@@ -80,11 +83,13 @@ impl PartitionState {
             out.put_u8(control.kind as u8);
             put_bytes(out, &control.bytes);
         }
-        out.put_u32_le(self.unsealed.len() as u32);
-        for segment in &self.unsealed {
+        out.put_u32_le(self.segments.len() as u32);
+        for segment in &self.segments {
             out.put_u64_le(segment.base.get());
             out.put_u64_le(segment.next_offset.get());
-            out.put_u64_le(segment.first_index.get());
+            out.put_u64_le(segment.first.term.get());
+            out.put_u64_le(segment.first.index.get());
+            out.put_u8(u8::from(segment.sealed));
             out.put_u64_le(segment.bytes);
             out.put_i64_le(segment.created.get());
         }
@@ -137,10 +142,11 @@ impl PartitionState {
             );
         }
         for _ in 0..bytes.try_get_u32_le()? {
-            state.unsealed.push(UnsealedSegment {
+            state.segments.push(SegmentState {
                 base: Offset::new(bytes.try_get_u64_le()?),
                 next_offset: Offset::new(bytes.try_get_u64_le()?),
-                first_index: RaftIndex::new(bytes.try_get_u64_le()?),
+                first: LogId::new(bytes.try_get_u64_le()?, bytes.try_get_u64_le()?),
+                sealed: bytes.try_get_u8()? == 1,
                 bytes: bytes.try_get_u64_le()?,
                 created: TimestampMs::new(bytes.try_get_i64_le()?),
             });

@@ -7,11 +7,11 @@ use std::{
     sync::{Arc, mpsc},
 };
 
-use super::{Context, Partitions, format};
+use super::{Context, Partitions, ballast, format};
 use crate::{
     PartitionLog,
     log::{Captured, is_full},
-    wal::StorageFailure,
+    wal::{Lsn, StorageFailure},
 };
 
 /// Runs a checkpoint. A disk too full for one is no failure: nothing is lost, and the next one may find room.
@@ -21,38 +21,59 @@ pub(super) fn run(context: &Arc<Context>, partitions: &Partitions) -> Result<(),
     }
     let _running = context.checkpointing.lock();
     let started = context.clock.monotonic();
-    let logs: Vec<Arc<PartitionLog>> = partitions.read().values().cloned().collect();
-    match write(context, &logs) {
+    let mut outcome = write(context, partitions);
+    if outcome.as_ref().is_err_and(|(_, _, error)| is_full(error))
+        && ballast::drop_it(&*context.disk)
+    {
+        outcome = write(context, partitions);
+    }
+    match outcome {
         Ok(()) => {
+            ballast::take_on(&*context.disk);
             context.metrics.checkpoints.inc();
+            let took = context.clock.monotonic() - started;
             context
                 .metrics
                 .checkpoint_seconds
-                .observe((context.clock.monotonic() - started).as_secs_f64());
+                .observe(took.as_secs_f64());
             Ok(())
         }
-        Err((operation, path, error)) => {
-            logs.iter().for_each(|log| log.discard_capture());
-            if is_full(&error) {
-                tracing::warn!(path = %path.display(), %error, "no room for a checkpoint: free space on the disk");
-                return Ok(());
-            }
-            Err(context.wal.fail(operation, &path, error))
+        Err((_, path, error)) if is_full(&error) => {
+            tracing::warn!(path = %path.display(), %error, "no room for a checkpoint: free space on the disk");
+            Ok(())
         }
+        Err((operation, path, error)) => Err(context.wal.fail(operation, &path, error)),
     }
 }
 
 type Step<T> = Result<T, (&'static str, PathBuf, io::Error)>;
 
-fn write(context: &Context, logs: &[Arc<PartitionLog>]) -> Step<()> {
+fn write(context: &Context, partitions: &Partitions) -> Step<()> {
+    // Every record up to here is in the states captured below. A partition that is created after this line has no record
+    // before it, so that it does not matter whether it is among those captured.
+    let reflected = context.wal.last_submitted();
+    let logs: Vec<Arc<PartitionLog>> = partitions.read().values().cloned().collect();
+    let outcome = seal(&logs).and_then(|()| write_states(context, reflected, &logs));
+    if outcome.is_err() {
+        logs.iter().for_each(|log| log.discard_capture());
+    }
+    outcome
+}
+
+fn seal(logs: &[Arc<PartitionLog>]) -> Step<()> {
     for log in logs {
         log.seal_closed()
             .map_err(|error| ("seal", format!("partition {}", log.key()).into(), error))?;
     }
-    // Every record up to here is in the states captured from now on.
-    let reflected = context.wal.last_submitted();
-    let captured: Vec<Captured> = logs.iter().filter_map(|log| log.capture()).collect();
-    sync_segments(context, &captured)?;
+    Ok(())
+}
+
+fn write_states(context: &Context, reflected: Lsn, logs: &[Arc<PartitionLog>]) -> Step<()> {
+    let captured: Vec<_> = logs
+        .iter()
+        .filter_map(|log| Some((log, log.capture()?)))
+        .collect();
+    sync_segments(context, captured.iter().map(|(_, captured)| captured))?;
     // A state must not be ahead of the log it continues: Raft would take the gap for a purge.
     wait_flushed(context).map_err(|failure| {
         (
@@ -62,19 +83,21 @@ fn write(context: &Context, logs: &[Arc<PartitionLog>]) -> Step<()> {
         )
     })?;
     let states: Vec<_> = captured
-        .into_iter()
-        .map(|captured| captured.state)
+        .iter()
+        .map(|(_, captured)| captured.state.clone())
         .collect();
     format::write_raft_state(&*context.disk, reflected, &states)
         .map_err(|error| ("write", format::RAFT_STATE_FILE.into(), error))?;
     context.wal.recycle(reflected);
+    captured
+        .iter()
+        .for_each(|(log, captured)| log.checkpointed(captured));
     Ok(())
 }
 
 /// Makes the segments durable that are not sealed yet: their bytes, and their names.
-fn sync_segments(context: &Context, captured: &[Captured]) -> Step<()> {
+fn sync_segments<'a>(context: &Context, captured: impl Iterator<Item = &'a Captured>) -> Step<()> {
     let files: HashMap<_, _> = captured
-        .iter()
         .flat_map(|captured| captured.unsynced.iter().cloned())
         .collect();
     let dirs: HashSet<_> = files

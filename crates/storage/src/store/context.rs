@@ -56,10 +56,6 @@ impl Context {
         self.give(Task::Writeback(file, position, len));
     }
 
-    pub(crate) fn remove_files(&self, paths: Vec<PathBuf>) {
-        self.give(Task::RemoveFiles(paths));
-    }
-
     pub(crate) fn remove_dir(&self, dir: PathBuf) {
         self.give(Task::RemoveDir(dir));
     }

@@ -16,7 +16,6 @@ use crate::io::DiskFile;
 pub(crate) enum Task {
     Checkpoint,
     Writeback(Arc<dyn DiskFile>, Position, u64),
-    RemoveFiles(Vec<PathBuf>),
     RemoveDir(PathBuf),
     Stop,
 }
@@ -66,7 +65,6 @@ fn perform(task: Task, context: &Arc<Context>, partitions: &Partitions) {
             }
         }
         Task::Writeback(file, position, len) => file.start_writeback(position, len),
-        Task::RemoveFiles(paths) => context.remove_files_now(&paths),
         Task::RemoveDir(dir) => context.remove_dir_now(&dir),
         Task::Stop => {}
     }

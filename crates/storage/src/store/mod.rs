@@ -1,5 +1,6 @@
 //! A data directory: all partitions of a node and their write-ahead log.
 
+mod ballast;
 mod checkpoint;
 mod context;
 mod error;

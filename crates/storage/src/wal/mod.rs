@@ -161,6 +161,7 @@ impl Wal {
     }
 
     /// The last record known to be durable.
+    #[cfg(test)]
     pub(crate) fn flushed(&self) -> Lsn {
         self.shared.state.lock().flushed
     }

@@ -1,0 +1,54 @@
+//! How a node is set up.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use quipu_model::NodeId;
+use quipu_storage::StoreConfig;
+
+/// How a node is set up. [`BrokerConfig::new`] gives every setting that is not named a default.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// This node's number in the cluster.
+    pub node_id: NodeId,
+    /// Where everything is kept; created where it is absent.
+    pub data_dir: PathBuf,
+    /// The gRPC listener. Port 0 takes any free port: [`Broker::addresses`](crate::Broker::addresses) tells which.
+    pub grpc_listen: SocketAddr,
+    /// The listener for metrics and health.
+    pub http_listen: SocketAddr,
+    /// `host:port` under which clients reach the gRPC listener; `None`: the listener's own address.
+    pub advertised_grpc: Option<String>,
+    /// The most bytes that requests in flight may hold: half for what producers sent, half for what consumers are sent.
+    pub memory_bytes: usize,
+    /// The most gRPC connections at a time.
+    pub max_connections: usize,
+    /// How long requests in flight are waited for at shutdown.
+    pub shutdown_grace: Duration,
+    /// How often each partition's retention is looked at.
+    pub retention_interval: Duration,
+    /// The disk's settings.
+    pub store: StoreConfig,
+}
+
+impl BrokerConfig {
+    /// A node with default settings.
+    pub fn new(
+        node_id: NodeId,
+        data_dir: PathBuf,
+        grpc_listen: SocketAddr,
+        http_listen: SocketAddr,
+    ) -> Self {
+        Self {
+            node_id,
+            data_dir,
+            grpc_listen,
+            http_listen,
+            advertised_grpc: None,
+            memory_bytes: 512 << 20,
+            max_connections: 4096,
+            shutdown_grace: Duration::from_secs(10),
+            retention_interval: Duration::from_secs(30),
+            store: StoreConfig::default(),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Handing out committed batches.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use quipu_model::{Offset, PartitionId, batch::BatchHeader};
+use quipu_replication::Partition;
+use quipu_storage::ReadBatches;
+use tokio::{sync::watch, time::Instant};
+
+use super::{Core, Found};
+use crate::{
+    error::{BrokerError, Reason},
+    memory::MemoryPermit,
+};
+
+/// What a consumer asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetch<'a> {
+    pub(crate) topic: &'a str,
+    pub(crate) partition: PartitionId,
+    pub(crate) offset: Offset,
+    /// Most bytes of batches; a larger number is lowered to [`Fetch::MOST_BYTES`]. One batch comes whatever its size.
+    pub(crate) max_bytes: usize,
+    /// Bytes to wait for.
+    pub(crate) min_bytes: usize,
+    /// How long to wait for them.
+    pub(crate) max_wait: Duration,
+}
+
+impl Fetch<'_> {
+    /// The most bytes in one answer.
+    pub(crate) const MOST_BYTES: usize = 4 << 20;
+    const LONGEST_WAIT: Duration = Duration::from_secs(300);
+}
+
+/// Committed batches.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    /// Whole batches, lent from the log. The first may begin before the offset asked for.
+    pub(crate) batches: Bytes,
+    pub(crate) high_watermark: Offset,
+    pub(crate) log_start: Offset,
+}
+
+impl Core {
+    /// Answers with batches from an offset on, once there are enough or the wait is over.
+    ///
+    /// # Errors
+    /// Where the partition is not served or does not hold the offset.
+    pub(crate) async fn fetch(&self, request: Fetch<'_>) -> Result<Fetched, BrokerError> {
+        let started = Instant::now();
+        let found = self.find(request.topic, request.partition)?;
+        let partition = &found.running.partition;
+        let mut high_watermark = partition.high_watermark();
+        let max_bytes = request.max_bytes.min(Fetch::MOST_BYTES);
+        let min_bytes = request.min_bytes.min(max_bytes);
+        let deadline = started + request.max_wait.min(Fetch::LONGEST_WAIT);
+        loop {
+            let end = *high_watermark.borrow_and_update();
+            let batches = read_below(partition, request.offset, max_bytes, end)
+                .await?
+                .bytes;
+            if batches.len() >= min_bytes || Instant::now() >= deadline {
+                self.metrics
+                    .fetched(started.elapsed(), batches.len() as u64);
+                return Ok(Fetched {
+                    batches,
+                    high_watermark: end,
+                    log_start: partition.start_offset(),
+                });
+            }
+            tokio::select! {
+                moved = high_watermark.changed() => if moved.is_err() {
+                    return Err(self.stopped_error(request.topic));
+                },
+                () = tokio::time::sleep_until(deadline) => {}
+                () = found.running.stopped.cancelled() => {
+                    return Err(self.stopped_error(request.topic));
+                }
+            }
+        }
+    }
+
+    /// Follows a partition from an offset on, up to `end` where it is given.
+    ///
+    /// # Errors
+    /// Where the partition is not served. That the offset is out of range is told by the first message.
+    pub(crate) fn fetch_stream(
+        self: &Arc<Self>,
+        topic: &str,
+        partition: PartitionId,
+        offset: Offset,
+        max_bytes: usize,
+        end: Option<Offset>,
+    ) -> Result<FetchStream, BrokerError> {
+        let found = self.find(topic, partition)?;
+        Ok(FetchStream {
+            core: Arc::clone(self),
+            high_watermark: found.running.partition.high_watermark(),
+            found,
+            next: offset,
+            max_bytes: max_bytes.min(Fetch::MOST_BYTES),
+            end,
+            memory: None,
+        })
+    }
+}
+
+/// A consumer that follows a partition. It holds the memory of one message: the one that was handed out last.
+#[derive(Debug)]
+pub(crate) struct FetchStream {
+    core: Arc<Core>,
+    found: Found,
+    high_watermark: watch::Receiver<Offset>,
+    next: Offset,
+    max_bytes: usize,
+    end: Option<Offset>,
+    /// Being asked for the next message means that the last one has gone to the socket.
+    memory: Option<MemoryPermit>,
+}
+
+impl FetchStream {
+    /// The next batches, once there are some; `None` after the last offset asked for.
+    ///
+    /// # Errors
+    /// Where the partition ends, or no longer holds the offset. The stream is over then.
+    pub(crate) async fn next(&mut self) -> Result<Option<Fetched>, BrokerError> {
+        self.memory = None;
+        if self.end.is_some_and(|end| self.next >= end) {
+            return Ok(None);
+        }
+        let high_watermark = self.wait_for_batches().await?;
+        let started = Instant::now();
+        let partition = &self.found.running.partition;
+        let read = read_below(partition, self.next, self.max_bytes, high_watermark).await?;
+        self.next = read.next_offset;
+        let batches = match self.end {
+            Some(end) if read.next_offset > end => cut_at(read.bytes, end),
+            _ => read.bytes,
+        };
+        self.memory = Some(self.core.fetch_memory.take(batches.len())?);
+        self.core
+            .metrics
+            .fetched(started.elapsed(), batches.len() as u64);
+        Ok(Some(Fetched {
+            batches,
+            high_watermark,
+            log_start: partition.start_offset(),
+        }))
+    }
+
+    /// Waits until the high watermark is past the next offset (or the next offset is wrong: then reading says so).
+    async fn wait_for_batches(&mut self) -> Result<Offset, BrokerError> {
+        loop {
+            let end = *self.high_watermark.borrow_and_update();
+            if self.found.running.stopped.is_cancelled() {
+                return Err(self.stopped_error());
+            }
+            if end != self.next {
+                return Ok(end);
+            }
+            tokio::select! {
+                moved = self.high_watermark.changed() => if moved.is_err() {
+                    return Err(self.stopped_error());
+                },
+                () = self.found.running.stopped.cancelled() => {}
+            }
+        }
+    }
+
+    fn stopped_error(&self) -> BrokerError {
+        self.core
+            .stopped_error(self.found.topic.topic.name.as_str())
+    }
+}
+
+/// Batches from `from` on, none where that is the end.
+async fn read_below(
+    partition: &Partition,
+    from: Offset,
+    max_bytes: usize,
+    high_watermark: Offset,
+) -> Result<ReadBatches, BrokerError> {
+    if from == high_watermark {
+        return Ok(ReadBatches {
+            bytes: Bytes::new(),
+            next_offset: from,
+        });
+    }
+    if from > high_watermark {
+        return Err(BrokerError::new(
+            Reason::OffsetOutOfRange,
+            format!(
+                "offset {from} is out of range: partition {} holds offsets {} to {high_watermark}",
+                partition.key(),
+                partition.start_offset()
+            ),
+        ));
+    }
+    Ok(partition.read(from, max_bytes).await?)
+}
+
+/// The batches that begin before `end`.
+fn cut_at(batches: Bytes, end: Offset) -> Bytes {
+    let mut length = 0;
+    while let Some(Ok(header)) = batches.get(length..).map(BatchHeader::parse) {
+        if header.base_offset >= end {
+            break;
+        }
+        length += header.total_len();
+    }
+    batches.slice(..length.min(batches.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use quipu_model::{
+        LeaderEpoch, Offset, TimestampMs,
+        batch::{BatchBuilder, Compression},
+    };
+
+    use super::cut_at;
+
+    #[test]
+    fn whole_batches_before_the_end_are_kept() {
+        let batch = |base: u64| {
+            let mut builder = BatchBuilder::new(Compression::None);
+            builder.append(TimestampMs::new(1), None, Some(b"a"), &[]);
+            builder.append(TimestampMs::new(1), None, Some(b"b"), &[]);
+            let batch = builder.build().unwrap();
+            batch
+                .stamped(Offset::new(base), LeaderEpoch::new(1))
+                .into_bytes()
+        };
+        let one = batch(0).len();
+        let all: bytes::Bytes = [batch(0), batch(2), batch(4)].concat().into();
+        for (end, kept) in [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (9, 3)] {
+            assert_eq!(
+                cut_at(all.clone(), Offset::new(end)).len(),
+                kept * one,
+                "{end}"
+            );
+        }
+    }
+}

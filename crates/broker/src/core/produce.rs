@@ -1,0 +1,141 @@
+//! Taking in record batches.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use quipu_model::{PartitionId, PartitionKey, RecordBatch};
+use quipu_replication::{Acks, Appended};
+use tokio::time::Instant;
+
+use super::{Core, Found};
+use crate::{
+    error::{BrokerError, Reason},
+    memory::MemoryPermit,
+    metadata::internal_topic,
+};
+
+/// What a producer asks for.
+#[derive(Debug)]
+pub(crate) struct Produce<'a> {
+    pub(crate) topic: &'a str,
+    pub(crate) partition: PartitionId,
+    pub(crate) acks: Acks,
+    /// How long to wait for the acknowledgement; `None`: [`Produce::DEFAULT_TIMEOUT`].
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) payload: Payload,
+}
+
+/// The records.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    /// Bytes that should be one batch, to be checked.
+    Encoded(Bytes),
+    /// A batch that this broker built.
+    Built(RecordBatch),
+}
+
+impl Produce<'_> {
+    const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+    const LONGEST_TIMEOUT: Duration = Duration::from_secs(600);
+}
+
+/// A request that was found to be right and holds its memory: all that is left is to append.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    core: Arc<Core>,
+    found: Found,
+    batch: RecordBatch,
+    acks: Acks,
+    timeout: Duration,
+    started: Instant,
+    _memory: MemoryPermit,
+}
+
+impl Core {
+    /// Checks a produce request: topic, partition, size, CRC and every record.
+    ///
+    /// # Errors
+    /// Where any of them is refused, or the node has no memory for it now. Nothing was done then.
+    pub(crate) fn prepare(self: &Arc<Self>, request: Produce<'_>) -> Result<Prepared, BrokerError> {
+        let started = Instant::now();
+        let found = self.find(request.topic, request.partition)?;
+        let topic = &found.topic.topic;
+        if topic.name.is_internal() {
+            return Err(internal_topic(&topic.name));
+        }
+        let size = request.payload.len();
+        let most = topic.config.max_message_bytes;
+        if size > most as usize {
+            return Err(BrokerError::new(
+                Reason::BatchTooLarge,
+                format!(
+                    "the batch has {size} bytes, {} takes {most}: send smaller batches, or raise max.message.bytes",
+                    topic.name
+                ),
+            ));
+        }
+        let memory = self.produce_memory.take(size)?;
+        let timeout = request.timeout.unwrap_or(Produce::DEFAULT_TIMEOUT);
+        Ok(Prepared {
+            core: Arc::clone(self),
+            batch: request.payload.check()?,
+            found,
+            acks: request.acks,
+            timeout: timeout.min(Produce::LONGEST_TIMEOUT),
+            started,
+            _memory: memory,
+        })
+    }
+}
+
+impl Payload {
+    fn len(&self) -> usize {
+        match self {
+            Self::Encoded(bytes) => bytes.len(),
+            Self::Built(batch) => batch.bytes().len(),
+        }
+    }
+
+    fn check(self) -> Result<RecordBatch, BrokerError> {
+        match self {
+            Self::Encoded(bytes) => {
+                let batch = RecordBatch::from_bytes(bytes)?;
+                batch.validate_records()?;
+                Ok(batch)
+            }
+            Self::Built(batch) => Ok(batch),
+        }
+    }
+}
+
+impl Prepared {
+    /// The partition that the batch goes to.
+    pub(crate) fn key(&self) -> PartitionKey {
+        self.found.running.partition.key()
+    }
+
+    /// The batch's length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.batch.bytes().len()
+    }
+
+    /// Appends. The first poll takes the batch's place in the partition.
+    pub(crate) async fn append(self) -> Result<Appended, BrokerError> {
+        let metrics = &self.core.metrics;
+        let bytes = self.batch.bytes().len() as u64;
+        let records = u64::from(self.batch.header().record_count);
+        let partition = &self.found.running.partition;
+        let result = partition.append(self.batch, self.acks, self.timeout).await;
+        match result {
+            Ok(appended) => {
+                metrics.appended(self.acks, self.started.elapsed(), bytes, records);
+                Ok(appended)
+            }
+            Err(error) => {
+                let error = self.core.append_error(error);
+                metrics.append_failed(error.reason);
+                Err(error)
+            }
+        }
+    }
+}

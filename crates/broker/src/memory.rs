@@ -1,0 +1,67 @@
+//! The bound on the bytes that requests in flight hold.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::{BrokerError, Reason};
+
+/// A number of bytes that are handed out and come back when the permit is dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryBudget {
+    semaphore: Arc<Semaphore>,
+    total: usize,
+}
+
+/// Bytes taken from a budget.
+pub(crate) type MemoryPermit = OwnedSemaphorePermit;
+
+impl MemoryBudget {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let total = bytes.min(Semaphore::MAX_PERMITS);
+        Self {
+            semaphore: Arc::new(Semaphore::new(total)),
+            total,
+        }
+    }
+
+    /// Takes bytes at once, or refuses.
+    pub(crate) fn take(&self, bytes: usize) -> Result<MemoryPermit, BrokerError> {
+        u32::try_from(bytes)
+            .ok()
+            .and_then(|permits| self.semaphore.clone().try_acquire_many_owned(permits).ok())
+            .ok_or_else(|| {
+                BrokerError::new(
+                    Reason::Overloaded,
+                    format!(
+                        "requests in flight hold {} of {} bytes and this one needs {bytes}: retry shortly, or give the broker more --memory",
+                        self.used(),
+                        self.total
+                    ),
+                )
+            })
+    }
+
+    /// Bytes taken and not yet back.
+    pub(crate) fn used(&self) -> usize {
+        self.total - self.semaphore.available_permits()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MemoryBudget;
+    use crate::error::Reason;
+
+    #[test]
+    fn bytes_come_back_with_the_permit() {
+        let budget = MemoryBudget::new(100);
+        let first = budget.take(60).unwrap();
+        let refused = budget.take(60).unwrap_err();
+        assert_eq!(refused.reason, Reason::Overloaded);
+        assert!(refused.reason.is_retryable());
+        drop(first);
+        assert!(budget.take(60).is_ok());
+        assert_eq!(budget.used(), 0);
+    }
+}

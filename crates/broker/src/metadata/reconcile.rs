@@ -1,0 +1,172 @@
+//! Makes the partitions that run here those that the image assigns to this node.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+use quipu_model::{NodeId, Offset, PartitionKey, TopicId};
+use quipu_replication::{Partition, Replicator};
+use quipu_storage::Store;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{METADATA_KEY, Metadata, Topic};
+use crate::{
+    error::{BrokerError, Reason},
+    partitions::{PartitionTable, Running, TopicPartitions},
+};
+
+/// Starts and stops this node's partitions as the image changes.
+#[derive(Debug)]
+pub(crate) struct Reconciler {
+    pub(crate) node: NodeId,
+    pub(crate) store: Arc<Store>,
+    pub(crate) replicator: Replicator,
+    pub(crate) table: Arc<PartitionTable>,
+    pub(crate) metadata: Arc<Metadata>,
+    /// Cancelled when the node stops.
+    pub(crate) stop: CancellationToken,
+    /// The metadata offset up to which the partitions are what the image says.
+    pub(crate) reconciled: watch::Sender<Offset>,
+}
+
+impl Reconciler {
+    /// Enough to fill the write-ahead log's groups, few enough to bound the memory of a start.
+    const STARTS_AT_A_TIME: usize = 256;
+    const LEADER_WAIT: Duration = Duration::from_secs(10);
+
+    /// Puts the running metadata partition into the table.
+    pub(crate) fn adopt_metadata(&self, partition: Partition) {
+        self.table.replace(self.assigned().into_iter());
+        for entry in self.table.snapshot().values() {
+            if entry.topic.id == METADATA_KEY.topic {
+                entry.started(METADATA_KEY.partition, Ok(self.running(partition.clone())));
+            }
+        }
+    }
+
+    /// Brings the partitions up to the newest image.
+    pub(crate) async fn reconcile(&self) {
+        let upto = *self.metadata.applied().borrow();
+        let replaced = self.table.replace(self.assigned().into_iter());
+        for entry in replaced.altered {
+            for running in entry.running() {
+                running.partition.set_config(entry.topic.config.clone());
+            }
+        }
+        for entry in replaced.gone {
+            self.remove(&entry).await;
+        }
+        self.start_missing().await;
+        self.reconciled.send_replace(upto);
+    }
+
+    /// Reconciles whenever the image changes, until the node stops.
+    pub(crate) async fn follow(self: Arc<Self>) {
+        let mut applied = self.metadata.applied();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = applied.changed() => if changed.is_err() { return },
+            }
+            self.reconcile().await;
+        }
+    }
+
+    /// Removes the files of deleted topics that a crash left behind. Partitions that no record explains are kept.
+    pub(crate) async fn remove_leftovers(&self, deleted: &HashSet<TopicId>) {
+        let known: HashSet<TopicId> = self.metadata.image().topics().map(|t| t.id).collect();
+        for key in self.store.partitions() {
+            if deleted.contains(&key.topic) {
+                self.remove_files(key).await;
+            } else if !known.contains(&key.topic) {
+                tracing::warn!(%key, "a partition on disk belongs to no topic; it is kept and not served");
+            }
+        }
+    }
+
+    fn assigned(&self) -> Vec<Arc<Topic>> {
+        let image = self.metadata.image();
+        let here = |topic: &&Arc<Topic>| {
+            let mut nodes = topic.assignments.iter().flat_map(|nodes| nodes.iter());
+            nodes.any(|node| *node == self.node)
+        };
+        image.topics().filter(here).cloned().collect()
+    }
+
+    async fn start_missing(&self) {
+        let snapshot = self.table.snapshot();
+        let missing: Vec<_> = snapshot
+            .values()
+            .flat_map(|entry| entry.unstarted().map(move |key| (entry, key)))
+            .collect();
+        stream::iter(missing)
+            .for_each_concurrent(Self::STARTS_AT_A_TIME, |(entry, key)| async move {
+                let result = self.start(entry, key).await;
+                if let Err(error) = &result {
+                    tracing::error!(%key, topic = %entry.topic.name, %error, "a partition did not start");
+                }
+                entry.started(key.partition, result);
+            })
+            .await;
+    }
+
+    async fn start(
+        &self,
+        entry: &TopicPartitions,
+        key: PartitionKey,
+    ) -> Result<Running, BrokerError> {
+        let voters = entry
+            .topic
+            .assignments
+            .get(key.partition.get() as usize)
+            .cloned()
+            .unwrap_or_default();
+        if !voters.contains(&self.node) {
+            return Err(BrokerError::new(
+                Reason::NotLeader,
+                format!("this node holds no replica of {key}"),
+            ));
+        }
+        let replicator = self.replicator.clone();
+        let config = entry.topic.config.clone();
+        // A task of its own, so that starts use all cores.
+        let started = tokio::spawn(async move {
+            let partition = replicator.start(key, &voters, config).await?;
+            if let Some(damage) = partition.damage() {
+                tracing::error!(%damage, "a partition is not served");
+            } else if voters.len() == 1 {
+                partition.wait_leader(Self::LEADER_WAIT).await?;
+            }
+            Ok::<_, BrokerError>(partition)
+        });
+        let partition = started.await.map_err(|error| {
+            BrokerError::new(Reason::Internal, format!("starting {key} failed: {error}"))
+        })??;
+        Ok(self.running(partition))
+    }
+
+    fn running(&self, partition: Partition) -> Running {
+        Running {
+            partition,
+            stopped: self.stop.child_token(),
+        }
+    }
+
+    async fn remove(&self, entry: &TopicPartitions) {
+        for running in entry.running() {
+            running.stopped.cancel();
+            running.partition.shutdown().await;
+            self.remove_files(running.partition.key()).await;
+        }
+    }
+
+    async fn remove_files(&self, key: PartitionKey) {
+        let store = Arc::clone(&self.store);
+        let removed = tokio::task::spawn_blocking(move || store.remove_partition(key)).await;
+        match removed {
+            Ok(Ok(())) => tracing::info!(%key, "partition removed"),
+            Ok(Err(error)) => tracing::error!(%key, %error, "removing a partition failed"),
+            Err(error) => tracing::error!(%key, %error, "removing a partition failed"),
+        }
+    }
+}

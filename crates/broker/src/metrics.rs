@@ -1,0 +1,158 @@
+//! What the node counts and measures.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use quipu_replication::Acks;
+
+use crate::error::Reason;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    reason: String,
+}
+
+/// The broker's own metrics; the store registers its own.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    append_all: Histogram,
+    append_leader: Histogram,
+    append_none: Histogram,
+    append_failures: Family<FailureLabels, Counter>,
+    fetch: Histogram,
+    bytes_in: Counter,
+    records_in: Counter,
+    batches_in: Counter,
+    bytes_out: Counter,
+    fetches: Counter,
+    /// Replicas that run on this node.
+    pub(crate) partitions: Gauge,
+    /// Open gRPC connections.
+    pub(crate) connections: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            append_all: latency(),
+            append_leader: latency(),
+            append_none: latency(),
+            append_failures: Family::default(),
+            fetch: latency(),
+            bytes_in: Counter::default(),
+            records_in: Counter::default(),
+            batches_in: Counter::default(),
+            bytes_out: Counter::default(),
+            fetches: Counter::default(),
+            partitions: Gauge::default(),
+            connections: Gauge::default(),
+        };
+        metrics.register_latencies(registry);
+        metrics.register_counts(registry);
+        metrics
+    }
+
+    fn register_latencies(&self, registry: &mut Registry) {
+        for (acks, histogram) in [
+            ("all", &self.append_all),
+            ("leader", &self.append_leader),
+            ("none", &self.append_none),
+        ] {
+            let labels = [("acks".into(), acks.into())];
+            registry
+                .sub_registry_with_labels(labels.into_iter())
+                .register_with_unit(
+                    "append_latency",
+                    "From a produce request's arrival to its acknowledgement",
+                    Unit::Seconds,
+                    histogram.clone(),
+                );
+        }
+        registry.register_with_unit(
+            "fetch_latency",
+            "From a fetch request's arrival (a stream's: from when there was something to read) to its answer",
+            Unit::Seconds,
+            self.fetch.clone(),
+        );
+    }
+
+    fn register_counts(&self, registry: &mut Registry) {
+        registry.register(
+            "append_failures",
+            "Batches that were not acknowledged",
+            self.append_failures.clone(),
+        );
+        registry.register_with_unit(
+            "produced",
+            "Bytes of batches acknowledged",
+            Unit::Bytes,
+            self.bytes_in.clone(),
+        );
+        registry.register(
+            "produced_records",
+            "Records acknowledged",
+            self.records_in.clone(),
+        );
+        registry.register(
+            "produced_batches",
+            "Batches acknowledged",
+            self.batches_in.clone(),
+        );
+        registry.register_with_unit(
+            "fetched",
+            "Bytes of batches handed out",
+            Unit::Bytes,
+            self.bytes_out.clone(),
+        );
+        registry.register(
+            "fetches",
+            "Answers to fetch requests and messages of fetch streams",
+            self.fetches.clone(),
+        );
+        registry.register(
+            "partitions",
+            "Replicas that run on this node",
+            self.partitions.clone(),
+        );
+        registry.register(
+            "grpc_connections",
+            "Open gRPC connections",
+            self.connections.clone(),
+        );
+    }
+
+    pub(crate) fn appended(&self, acks: Acks, took: Duration, bytes: u64, records: u64) {
+        let histogram = match acks {
+            Acks::All => &self.append_all,
+            Acks::Leader => &self.append_leader,
+            Acks::None => &self.append_none,
+        };
+        histogram.observe(took.as_secs_f64());
+        self.bytes_in.inc_by(bytes);
+        self.records_in.inc_by(records);
+        self.batches_in.inc();
+    }
+
+    pub(crate) fn append_failed(&self, reason: Reason) {
+        let reason = format!("{reason:?}");
+        self.append_failures
+            .get_or_create(&FailureLabels { reason })
+            .inc();
+    }
+
+    pub(crate) fn fetched(&self, took: Duration, bytes: u64) {
+        self.fetch.observe(took.as_secs_f64());
+        self.bytes_out.inc_by(bytes);
+        self.fetches.inc();
+    }
+}
+
+/// From 50 microseconds, less than any sync, to 13 seconds.
+fn latency() -> Histogram {
+    Histogram::new(std::iter::successors(Some(50e-6), |edge| Some(edge * 2.0)).take(19))
+}
