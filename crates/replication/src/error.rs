@@ -28,53 +28,78 @@ pub struct Appended {
 /// Why a batch was not acknowledged. [`AppendError::is_definite`] tells whether it may be in the log all the same.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
+    /// Ask `leader`, or, where it is not known, again in a moment.
     #[error("this node does not lead {key}")]
     NotLeader {
+        /// The partition.
         key: PartitionKey,
+        /// Who leads, where that is known.
         leader: Option<NodeId>,
     },
     /// It was appended here, then another leader took over.
     #[error(
         "leadership of {key} was lost before the batch was committed; it may still be in the log: send it again with the same sequence"
     )]
-    LeadershipLost { key: PartitionKey },
+    LeadershipLost {
+        /// The partition.
+        key: PartitionKey,
+    },
+    /// A later incarnation of the producer has begun.
     #[error(
         "producer {producer} is at epoch {current}; epoch {given} was fenced: init a new producer id"
     )]
     Fenced {
+        /// The producer.
         producer: ProducerId,
+        /// The epoch it sent.
         given: ProducerEpoch,
+        /// The newest epoch known.
         current: ProducerEpoch,
     },
+    /// The batch does not follow the producer's last one.
     #[error(
         "producer {producer} sent sequence {given} to {key} where {expected} was due: records between were lost on the way or are still to be retried"
     )]
     OutOfOrder {
+        /// The partition.
         key: PartitionKey,
+        /// The producer.
         producer: ProducerId,
+        /// The batch's first sequence.
         given: Sequence,
+        /// The one that was due.
         expected: Sequence,
     },
+    /// It was appended before the producer's last five batches.
     #[error(
         "producer {producer} sent sequence {given} to {key} again, but it is too old for its offset to be known"
     )]
     DuplicateTooOld {
+        /// The partition.
         key: PartitionKey,
+        /// The producer.
         producer: ProducerId,
+        /// The batch's first sequence.
         given: Sequence,
     },
+    /// Producer id, epoch and sequence are set together or not at all.
     #[error(
         "the batch carries sequences of a producer without an id or epoch, or the other way round"
     )]
     BadProducerFields,
+    /// There is no room for it now.
     #[error(transparent)]
     Reserve(#[from] ReserveError),
+    /// The time given ran out.
     #[error("not acknowledged within {0:?}; it may still be appended")]
     TimedOut(Duration),
+    /// [`crate::Partition::shutdown`] was called before.
     #[error("the partition is shutting down")]
     ShuttingDown,
+    /// The node's disk failed: the node is to end.
     #[error(transparent)]
     Failed(#[from] StorageFailure),
+    /// The replica stopped; it is started again unless it was shut down.
     #[error("the partition's replica failed: {0}")]
     Fatal(String),
 }

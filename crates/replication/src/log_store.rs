@@ -336,3 +336,63 @@ impl Iterator for Infos {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use openraft::storage::RaftLogStorage as _;
+    use openraft::{EntryPayload, RaftLogReader as _, entry::RaftEntry as _, storage::IOFlushed};
+    use quipu_model::{Offset, TopicConfig};
+    use quipu_storage::io::FaultyDisk;
+
+    use super::LogStore;
+    use crate::{
+        flight::{Flight, Loss},
+        group::Group,
+        tests::{NODE, key, open, plain},
+        type_config::{Membership, Proposal, RaftEntry, RaftLogId},
+    };
+
+    #[tokio::test]
+    async fn a_batch_that_was_given_up_leaves_an_empty_entry_and_no_offset() {
+        let store = open(Arc::new(FaultyDisk::new(1)));
+        let log = store
+            .create_partition(key(), TopicConfig::default())
+            .unwrap();
+        let group = Group::load(NODE, Arc::clone(&log)).unwrap();
+        let mut log_store = LogStore::new(Arc::clone(&group), &Membership::default());
+        let flights: Vec<_> = (0..3).map(|_| Flight::new()).collect();
+        flights[1].cancel(Loss::Refused { leader: None });
+        let entries: Vec<RaftEntry> = flights
+            .iter()
+            .zip(0..)
+            .map(|(flight, index)| {
+                let batch = plain(4);
+                let room = log.reserve(batch.bytes().len() as u64).unwrap();
+                let proposed = Some((Arc::clone(flight), room));
+                let proposal = Proposal::Batch { batch, proposed };
+                RaftEntry::new_normal(RaftLogId::new(1.into(), index), proposal)
+            })
+            .collect();
+        log_store.append(entries, IOFlushed::noop()).await.unwrap();
+
+        let mut reader = log_store.get_log_reader().await;
+        let kept = reader.try_get_log_entries(..).await.unwrap();
+        let blank = |entry: &RaftEntry| matches!(entry.payload, EntryPayload::Blank);
+        assert_eq!(
+            kept.iter().map(blank).collect::<Vec<_>>(),
+            [false, true, false]
+        );
+        assert_eq!(log.state().end_offset, Offset::new(8));
+        let outcomes = flights.iter().map(|flight| flight.settle(None).unwrap());
+        assert_eq!(
+            outcomes.collect::<Vec<_>>(),
+            [
+                Ok(Offset::ZERO),
+                Err(Loss::Refused { leader: None }),
+                Ok(Offset::new(4))
+            ]
+        );
+    }
+}

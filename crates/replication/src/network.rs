@@ -73,7 +73,9 @@ message! {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("node {node} was not reached: {reason}")]
 pub struct TransportError {
+    /// The node that the message was for.
     pub node: NodeId,
+    /// What went wrong.
     pub reason: String,
 }
 

@@ -135,6 +135,7 @@ impl Partition {
         Self { inner }
     }
 
+    /// Which partition this is.
     pub fn key(&self) -> PartitionKey {
         self.log().key()
     }
@@ -245,29 +246,39 @@ impl Partition {
             first,
             ..
         } = numbered;
-        let mut sequencer = self.inner.group.sequencer.lock();
-        sequencer.enter_term(term);
-        if !sequencer.knows(producer) {
-            sequencer.load(producer, self.log().producer_tail(producer));
+        let sequencer = &self.inner.group.sequencer;
+        let known = {
+            let mut sequencer = sequencer.lock();
+            sequencer.enter_term(term);
+            sequencer.knows(producer)
+        };
+        if !known {
+            // Without the sequencer's lock: the log may be waiting for the thread that reports flushes, which takes that lock.
+            // Whoever is in the door is the only one to load or forget producers.
+            let tail = self.log().producer_tail(producer);
+            sequencer.lock().load(producer, tail);
         }
-        sequencer.check(numbered).map_err(|refusal| match refusal {
-            Refusal::Fenced { current } => AppendError::Fenced {
-                producer,
-                given: epoch,
-                current,
-            },
-            Refusal::OutOfOrder { expected } => AppendError::OutOfOrder {
-                key: self.key(),
-                producer,
-                given: first,
-                expected,
-            },
-            Refusal::DuplicateTooOld => AppendError::DuplicateTooOld {
-                key: self.key(),
-                producer,
-                given: first,
-            },
-        })
+        sequencer
+            .lock()
+            .check(numbered)
+            .map_err(|refusal| match refusal {
+                Refusal::Fenced { current } => AppendError::Fenced {
+                    producer,
+                    given: epoch,
+                    current,
+                },
+                Refusal::OutOfOrder { expected } => AppendError::OutOfOrder {
+                    key: self.key(),
+                    producer,
+                    given: first,
+                    expected,
+                },
+                Refusal::DuplicateTooOld => AppendError::DuplicateTooOld {
+                    key: self.key(),
+                    producer,
+                    given: first,
+                },
+            })
     }
 
     /// Takes room for a batch; waits for a running checkpoint to make some, within the deadline.
@@ -381,10 +392,12 @@ impl Partition {
         self.inner.group.watch_high_watermark()
     }
 
+    /// The first offset still kept.
     pub fn start_offset(&self) -> Offset {
         self.log().state().start_offset
     }
 
+    /// Bytes of batches kept here.
     pub fn size_bytes(&self) -> u64 {
         self.log().state().size_bytes
     }
@@ -414,6 +427,7 @@ impl Partition {
         }
     }
 
+    /// Whether this replica leads, as far as it knows.
     pub fn is_leader(&self) -> bool {
         match &*self.inner.replica.read() {
             Replica::Running(running) => running.leading().is_ok(),
@@ -440,10 +454,12 @@ impl Partition {
         }
     }
 
+    /// The damage for which the partition is not served, if any.
     pub fn damage(&self) -> Option<Arc<PartitionDamage>> {
         self.log().damage()
     }
 
+    /// Changes the topic's settings; those for segments hold from the next one on.
     pub fn set_config(&self, config: TopicConfig) {
         self.log().set_config(config);
     }

@@ -46,6 +46,7 @@ pub struct Replicator {
 }
 
 impl Replicator {
+    /// For the replicas of node `node`, whose logs are in `store`.
     pub fn new(node: NodeId, store: Arc<Store>, transport: Arc<dyn Transport>) -> Self {
         Self {
             node,
@@ -55,6 +56,7 @@ impl Replicator {
         }
     }
 
+    /// Adds what all replicas of this node count to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register(
             "replica_restarts",

@@ -21,10 +21,10 @@ use crate::{NoPeers, Partition, Replicator};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
-const NODE: NodeId = NodeId::new(1);
-const NOW: TimestampMs = TimestampMs::new(1_700_000_000_000);
+pub(crate) const NODE: NodeId = NodeId::new(1);
+pub(crate) const NOW: TimestampMs = TimestampMs::new(1_700_000_000_000);
 
-fn key() -> PartitionKey {
+pub(crate) fn key() -> PartitionKey {
     PartitionKey {
         topic: TopicId::from_bytes([7; 16]),
         partition: PartitionId::new(3),
@@ -39,7 +39,7 @@ fn small_config() -> StoreConfig {
     }
 }
 
-fn open(disk: Arc<dyn Disk>) -> Arc<Store> {
+pub(crate) fn open(disk: Arc<dyn Disk>) -> Arc<Store> {
     let clock = Arc::new(ManualClock::new(NOW));
     let (store, report) = UnrecoveredStore::open(disk, clock, small_config())
         .unwrap()
@@ -85,7 +85,7 @@ fn batch(records: u32) -> BatchBuilder {
     builder
 }
 
-fn plain(records: u32) -> RecordBatch {
+pub(crate) fn plain(records: u32) -> RecordBatch {
     batch(records).build().unwrap()
 }
 

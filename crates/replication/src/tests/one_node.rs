@@ -350,3 +350,36 @@ async fn many_partitions_start_and_write_side_by_side() {
     }
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_core_died_is_started_again_and_counted() {
+    let node = Node::start(disk(), TopicConfig::default()).await;
+    let append = async |sequence| {
+        let batch = numbered(3, 0, sequence, 1);
+        node.partition.append(batch, Acks::All, LONG).await
+    };
+    append(0).await.unwrap();
+    let raft = node.partition.raft().unwrap();
+    raft.external_request(|_| panic!("a broken invariant"))
+        .await
+        .unwrap();
+    let mut sequence = 1;
+    while sequence < 4 {
+        match append(sequence).await {
+            Ok(appended) => {
+                assert_eq!(appended.base_offset, at(sequence as u64));
+                sequence += 1;
+            }
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+    let mut registry = prometheus_client::registry::Registry::default();
+    node.replicator.register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("replica_restarts_total 1"), "{text}");
+    node.stop().await;
+}
