@@ -1,1 +1,145 @@
-fn main() {}
+//! `quipu`: the broker, the command line and the load tester in one binary.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod connect;
+mod consume;
+mod format;
+mod log;
+mod logging;
+mod node;
+mod produce;
+mod settings;
+mod table;
+mod time;
+mod topic;
+mod values;
+
+use std::{io, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use self::logging::LogArgs;
+
+/// A distributed, partitioned, append-only log.
+#[derive(Debug, Parser)]
+#[command(name = "quipu", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one node with everything on, for trying things out: data goes to ./quipu-data
+    Dev(node::DevArgs),
+    /// Run a node
+    Server(node::ServerArgs),
+    /// Create, look at, change and delete topics
+    Topic(topic::TopicArgs),
+    /// Write lines from standard input to a topic, one record a line
+    Produce(produce::ProduceArgs),
+    /// Read records and print them
+    Consume(consume::ConsumeArgs),
+    /// Measure what a broker does under load
+    Bench(bench::BenchArgs),
+    /// Look into a broker's files, without a broker
+    Log(log::LogCommands),
+}
+
+impl Command {
+    /// What is logged where nobody said: a node tells what it does, a client command only its result.
+    fn default_log(&self) -> &'static str {
+        match self {
+            Self::Server(_) => "info",
+            Self::Dev(_) => "warn",
+            _ => "off",
+        }
+    }
+
+    async fn run(self) -> Result<()> {
+        match self {
+            Self::Dev(args) => node::dev(args).await,
+            Self::Server(args) => node::server(args).await,
+            Self::Topic(args) => topic::run(args).await,
+            Self::Produce(args) => produce::run(args).await,
+            Self::Consume(args) => consume::run(args).await,
+            Self::Bench(args) => bench::run(args).await,
+            Self::Log(args) => log::run(args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match start(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<()> {
+    logging::init(&cli.log, cli.command.default_log())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(cli.command.run());
+    // Not waiting for threads that read standard input, or for a shutdown that a second signal cut short.
+    runtime.shutdown_background();
+    result
+}
+
+/// Help goes to standard output as clap writes it; a mistake is one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        // Nobody to tell where standard output is closed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::FAILURE;
+    }
+    let text = error.to_string();
+    let told = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let told = told.split("\n\nFor more information").next();
+    eprintln!("{}; see --help", one_line(told.unwrap_or_default()));
+    ExitCode::FAILURE
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,1 +1,78 @@
-//! client
+//! Producer, consumer and admin client for Quipu, over gRPC.
+//!
+//! Write records, and learn where each was stored:
+//!
+//! ```no_run
+//! use quipu_client::{Client, ProducerConfig, Record};
+//!
+//! # async fn example() -> quipu_client::Result<()> {
+//! let client = Client::connect("localhost:9093").await?;
+//! let producer = client.producer(ProducerConfig::default()).await?;
+//!
+//! // `send` only waits for room in the buffer; the delivery tells what became of the record.
+//! let delivery = producer
+//!     .send(Record::new("orders").key(b"customer-7").value(b"2 apples"))
+//!     .await?;
+//! let stored = delivery.await?;
+//! println!("partition {}, offset {:?}", stored.partition, stored.offset);
+//!
+//! producer.close().await
+//! # }
+//! ```
+//!
+//! Read a partition from its beginning to where it ends now, and again from any offset or time:
+//!
+//! ```no_run
+//! use futures::StreamExt;
+//! use quipu_client::{Assignment, Client, ConsumerConfig, End, Start};
+//!
+//! # async fn example() -> quipu_client::Result<()> {
+//! let client = Client::connect("localhost:9093").await?;
+//! let mut consumer = client.consumer(ConsumerConfig::default());
+//! consumer
+//!     .assign([Assignment::new("orders", 0, Start::Earliest).until(End::Latest)])
+//!     .await?;
+//! while let Some(record) = consumer.next().await {
+//!     let record = record?;
+//!     println!("{} {:?}", record.offset, record.value);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Where throughput matters more than one record at a time, [`Consumer::next_batch`] hands out the records of a whole batch.
+//!
+//! Create a topic:
+//!
+//! ```no_run
+//! use quipu_client::{Client, NewTopic};
+//!
+//! # async fn example() -> quipu_client::Result<()> {
+//! let client = Client::connect("localhost:9093").await?;
+//! client.admin().create_topic(NewTopic::new("orders").partitions(6)).await?;
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod admin;
+mod backoff;
+mod client;
+mod cluster;
+mod consumer;
+mod error;
+mod producer;
+
+pub use admin::{
+    Admin, ClusterDescription, ListedOffset, NewTopic, Node, OffsetAt, PartitionDescription, Topic,
+    TopicDescription,
+};
+pub use client::{Client, ClientConfig};
+pub use consumer::{
+    Assignment, Consumer, ConsumerConfig, ConsumerRecord, End, OutOfRange, RecordChunk, Start,
+};
+pub use error::{Error, ErrorReason, Outcome, Reason, Result};
+pub use producer::{
+    Acks, Delivery, Producer, ProducerConfig, Record, RecordMetadata, murmur2, partition_for_key,
+};
+pub use quipu_model::batch::{Compression, RecordHeader};

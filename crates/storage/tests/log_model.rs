@@ -1,5 +1,7 @@
 //! The log against a plain vector: whatever happens, what was acknowledged is there, byte for byte, and nothing else is.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},

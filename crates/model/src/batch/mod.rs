@@ -15,7 +15,7 @@ mod varint;
 
 use bytes::Bytes;
 
-use crate::{LeaderEpoch, Offset};
+use crate::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence};
 
 pub use builder::BatchBuilder;
 pub use compression::{Compression, UnknownCompression};
@@ -119,6 +119,25 @@ impl RecordBatch {
         prefix[8..12].copy_from_slice(&self.header.batch_length.to_be_bytes());
         prefix[12..].copy_from_slice(&epoch.get().to_be_bytes());
         prefix
+    }
+
+    /// A copy of the batch as another producer's, with its CRC made anew: what a client does with batches that were never
+    /// stored, once the sequence they were numbered in is lost.
+    pub fn with_producer(&self, id: ProducerId, epoch: ProducerEpoch, sequence: Sequence) -> Self {
+        let mut bytes = self.bytes.to_vec();
+        let mut header = BatchHeader {
+            producer_id: id,
+            producer_epoch: epoch,
+            base_sequence: sequence,
+            ..self.header
+        };
+        header.write(&mut bytes);
+        header.crc = crc32c::crc32c(&bytes[BatchHeader::CRC_FROM..]);
+        header.write(&mut bytes);
+        Self {
+            header,
+            bytes: bytes.into(),
+        }
     }
 
     /// A copy of the batch with another base offset and leader epoch. For tools: a log writes

@@ -37,7 +37,7 @@ pub(super) struct SpareFile {
     pub(super) allocated: u64,
 }
 
-const SPARE_NAME: &str = "next.log";
+pub(super) const SPARE_NAME: &str = "next.log";
 
 #[derive(Debug)]
 pub(super) struct LogCore {

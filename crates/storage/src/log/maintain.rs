@@ -86,11 +86,28 @@ impl PartitionLog {
 
     /// The checkpoint that a capture was for is durable: the files that it no longer names may go.
     pub(crate) fn checkpointed(&self, captured: &Captured) {
-        self.context.remove_files_now(&captured.obsolete);
-        self.inner
-            .lock()
+        let mut inner = self.inner.lock();
+        inner
             .obsolete
             .retain(|path| !captured.obsolete.contains(path));
+        let in_use = |path: &&PathBuf| {
+            inner
+                .core
+                .segments()
+                .any(|segment| segment.path.with_extension("") == path.with_extension(""))
+        };
+        // Set aside under the lock, lest a new segment of that name be taken for it; removing can take a while.
+        let aside: Vec<PathBuf> = captured
+            .obsolete
+            .iter()
+            .filter(|path| !in_use(path))
+            .filter_map(|path| {
+                let aside = path.with_added_extension("gone");
+                self.context.disk.rename(path, &aside).ok().map(|()| aside)
+            })
+            .collect();
+        drop(inner);
+        self.context.remove_files_now(&aside);
     }
 
     /// The checkpoint that a capture was for did not happen.

@@ -16,7 +16,7 @@ use quipu_model::{
 use super::{
     Applied, Inner, PartitionLog,
     active::ActiveSegment,
-    core::{ClosedSegment, CoreError, LogCore},
+    core::{ClosedSegment, CoreError, LogCore, SPARE_NAME},
     index::{IndexEntry, SparseIndex},
     raft_map::RaftMap,
     seal::Seal,
@@ -238,10 +238,11 @@ impl RecoveringLog {
         if self.damage.is_none() {
             self.check()?;
         }
+        let mut obsolete = Vec::new();
         let damage = OnceLock::new();
         match self.damage.take() {
             Some(found) => drop(damage.set(Arc::new(found))),
-            None => self.remove_leftovers()?,
+            None => obsolete = self.leftovers()?,
         }
         let end = self.core.last;
         self.applied.0 = self
@@ -261,7 +262,7 @@ impl RecoveringLog {
                 reserved_bytes: 0,
                 captured: None,
                 removed: false,
-                obsolete: Vec::new(),
+                obsolete,
             }),
         }))
     }
@@ -319,9 +320,9 @@ impl RecoveringLog {
         }
     }
 
-    /// Removes files that no segment stands in: of what was trimmed, or written after the checkpoint and replayed into
-    /// other files since.
-    fn remove_leftovers(&self) -> io::Result<()> {
+    /// Files that no segment stands in: of what was cut off, or written after the checkpoint and replayed into others since.
+    /// They go with the next checkpoint, since the last one may still name them.
+    fn leftovers(&self) -> io::Result<Vec<PathBuf>> {
         let mut kept = HashSet::new();
         for segment in self.core.segments() {
             let beside: &[&str] = if segment.is_sealed() {
@@ -329,17 +330,19 @@ impl RecoveringLog {
             } else {
                 &["log"]
             };
-            let names = beside
-                .iter()
-                .map(|ending| segment.path.with_extension(ending));
-            kept.extend(names.filter_map(|path| Some(path.file_name()?.to_owned())));
+            kept.extend(
+                beside
+                    .iter()
+                    .map(|ending| segment.path.with_extension(ending)),
+            );
         }
-        for name in self.core.disk.list(&self.core.dir)? {
-            if !kept.contains(std::ffi::OsStr::new(&name)) {
-                self.core.disk.remove_file(&self.core.dir.join(&name))?;
-            }
-        }
-        Ok(())
+        kept.insert(self.core.dir.join(SPARE_NAME));
+        let names = self.core.disk.list(&self.core.dir)?;
+        Ok(names
+            .iter()
+            .map(|name| self.core.dir.join(name))
+            .filter(|path| !kept.contains(path))
+            .collect())
     }
 }
 

@@ -1,0 +1,233 @@
+//! Topics, offsets and the cluster itself.
+
+use std::{collections::HashMap, sync::Arc};
+
+use quipu_model::{Offset, TimestampMs};
+use quipu_proto::v1::{
+    self, AlterTopicConfigRequest, CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest,
+    ListOffsetsRequest, ListTopicsRequest,
+    admin_client::AdminClient,
+    list_offsets_request::{At, Earliest, Latest},
+};
+pub use quipu_proto::v1::{
+    DescribeClusterResponse as ClusterDescription, DescribeTopicResponse as TopicDescription, Node,
+    PartitionDescription, Topic,
+};
+
+use crate::{
+    Result,
+    cluster::{Cluster, log_client},
+    error::Error,
+};
+
+/// A topic to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewTopic {
+    /// Its name: 1 to 249 characters of `[a-zA-Z0-9._-]`.
+    pub name: String,
+    /// How many partitions; `None`: as many as the broker gives by default.
+    pub partitions: Option<u32>,
+    /// How many replicas each partition has; `None`: the broker's default.
+    pub replication_factor: Option<u32>,
+    /// Settings that differ from the defaults, such as `retention.ms`.
+    pub config: HashMap<String, String>,
+}
+
+impl NewTopic {
+    /// A topic with the broker's defaults.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Sets the number of partitions.
+    #[must_use]
+    pub fn partitions(mut self, partitions: u32) -> Self {
+        self.partitions = Some(partitions);
+        self
+    }
+}
+
+/// A place in a partition to look up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OffsetAt {
+    /// The first offset still kept.
+    Earliest,
+    /// The offset after the last committed record.
+    Latest,
+    /// The first record with this timestamp or a later one; the latest offset where there is none.
+    Timestamp(TimestampMs),
+}
+
+/// What [`Admin::list_offset`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedOffset {
+    /// The offset.
+    pub offset: Offset,
+    /// The timestamp of the record there, if it was found by time.
+    pub timestamp: Option<TimestampMs>,
+}
+
+/// Calls that look at or change the cluster. Each is made once: an [`Error`] whose outcome is indefinite may have happened.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    cluster: Arc<Cluster>,
+}
+
+/// One unary call of the admin service, on whichever node is the one to ask.
+macro_rules! call {
+    ($self:ident, $method:ident, $request:expr) => {{
+        let request = $request;
+        $self
+            .cluster
+            .call(|channel| {
+                let request = request.clone();
+                async move { AdminClient::new(channel).$method(request).await }
+            })
+            .await
+    }};
+}
+
+impl Admin {
+    pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster }
+    }
+
+    /// Creates a topic.
+    ///
+    /// # Errors
+    /// Where the name is taken or not one, or a setting is refused.
+    pub async fn create_topic(&self, topic: NewTopic) -> Result<Topic> {
+        let request = CreateTopicRequest {
+            name: topic.name,
+            partitions: topic.partitions.unwrap_or(0),
+            replication_factor: topic.replication_factor.unwrap_or(0),
+            config: topic.config,
+        };
+        require(call!(self, create_topic, request)?.topic)
+    }
+
+    /// All topics, by name; Quipu's own (`__…`) only if asked.
+    ///
+    /// # Errors
+    /// Where no broker answers.
+    pub async fn list_topics(&self, include_internal: bool) -> Result<Vec<Topic>> {
+        let mut topics = call!(self, list_topics, ListTopicsRequest { include_internal })?.topics;
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(topics)
+    }
+
+    /// A topic's settings and the state of its partitions.
+    ///
+    /// # Errors
+    /// Where there is no such topic.
+    pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription> {
+        self.cluster.describe_topic(name).await
+    }
+
+    /// Sets some of a topic's settings and returns others to their defaults.
+    ///
+    /// # Errors
+    /// Where there is no such topic, or a setting is refused; nothing is changed then.
+    pub async fn alter_topic_config(
+        &self,
+        name: &str,
+        set: HashMap<String, String>,
+        reset: Vec<String>,
+    ) -> Result<Topic> {
+        let request = AlterTopicConfigRequest {
+            name: name.to_owned(),
+            set,
+            reset,
+        };
+        require(call!(self, alter_topic_config, request)?.topic)
+    }
+
+    /// Deletes a topic and all its records.
+    ///
+    /// # Errors
+    /// Where there is no such topic, or it is Quipu's own.
+    pub async fn delete_topic(&self, name: &str) -> Result<()> {
+        let request = DeleteTopicRequest {
+            name: name.to_owned(),
+        };
+        call!(self, delete_topic, request)?;
+        self.cluster.forget(name).await;
+        Ok(())
+    }
+
+    /// An offset by position or time, from the partition's leader.
+    ///
+    /// # Errors
+    /// Where there is no such partition, or its leader does not answer.
+    pub async fn list_offset(
+        &self,
+        topic: &str,
+        partition: u32,
+        at: OffsetAt,
+    ) -> Result<ListedOffset> {
+        list_offset(&self.cluster, topic, partition, at).await
+    }
+
+    /// The nodes of the cluster.
+    ///
+    /// # Errors
+    /// Where no broker answers.
+    pub async fn describe_cluster(&self) -> Result<ClusterDescription> {
+        call!(self, describe_cluster, DescribeClusterRequest {})
+    }
+}
+
+/// Asks the leader, and once more after learning of another one.
+pub(crate) async fn list_offset(
+    cluster: &Cluster,
+    topic: &str,
+    partition: u32,
+    at: OffsetAt,
+) -> Result<ListedOffset> {
+    let leader = cluster.leader(topic, partition, None).await?;
+    let asked_at = tokio::time::Instant::now();
+    let answer = match list_offset_at(cluster, &leader, topic, partition, at).await {
+        Err(error) if error.is_stale_metadata() => {
+            let leader = match error.leader() {
+                Some(leader) => leader.into(),
+                None => cluster.leader(topic, partition, Some(asked_at)).await?,
+            };
+            list_offset_at(cluster, &leader, topic, partition, at).await
+        }
+        answer => answer,
+    }?;
+    Ok(ListedOffset {
+        offset: Offset::new(answer.offset),
+        timestamp: answer.timestamp_ms.map(TimestampMs::new),
+    })
+}
+
+async fn list_offset_at(
+    cluster: &Cluster,
+    leader: &str,
+    topic: &str,
+    partition: u32,
+    at: OffsetAt,
+) -> Result<v1::ListOffsetsResponse> {
+    let request = ListOffsetsRequest {
+        topic: topic.to_owned(),
+        partition,
+        at: Some(match at {
+            OffsetAt::Earliest => At::Earliest(Earliest {}),
+            OffsetAt::Latest => At::Latest(Latest {}),
+            OffsetAt::Timestamp(timestamp) => At::TimestampMs(timestamp.get()),
+        }),
+    };
+    cluster
+        .call_at(leader, |channel| async move {
+            log_client(channel).list_offsets(request).await
+        })
+        .await
+}
+
+fn require<T>(field: Option<T>) -> Result<T> {
+    field.ok_or_else(|| Error::malformed("the broker's answer lacks the topic it speaks of"))
+}

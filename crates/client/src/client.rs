@@ -1,0 +1,106 @@
+//! The door to a cluster.
+
+use std::{sync::Arc, time::Duration};
+
+use tonic::transport::Channel;
+
+use crate::{
+    Admin, Consumer, ConsumerConfig, Producer, ProducerConfig, Result,
+    cluster::{Cluster, Dial, dial_tcp},
+    error::Error,
+};
+
+/// Where the cluster is and how patient to be with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// `host:port` of the gRPC listeners of some nodes; one that answers is enough to find the others.
+    pub brokers: Vec<String>,
+    /// How long one attempt to connect may take. 10 s.
+    pub connect_timeout: Duration,
+    /// How long a broker may take to answer one request. 30 s.
+    pub request_timeout: Duration,
+    /// A connection with open streams is tried after this long in silence, and given up after as long again. 10 s.
+    pub keep_alive: Duration,
+}
+
+impl ClientConfig {
+    /// Defaults, with these nodes to start from: `host:port`, or several separated by commas.
+    pub fn new(brokers: &str) -> Self {
+        let brokers = brokers.split(',').map(str::trim);
+        Self {
+            brokers: brokers
+                .filter(|broker| !broker.is_empty())
+                .map(str::to_owned)
+                .collect(),
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(10),
+        }
+    }
+}
+
+impl From<&str> for ClientConfig {
+    fn from(brokers: &str) -> Self {
+        Self::new(brokers)
+    }
+}
+
+/// A cluster, seen from an application. Cheap to clone; clones share connections and what they learnt.
+#[derive(Clone, Debug)]
+pub struct Client {
+    cluster: Arc<Cluster>,
+}
+
+impl Client {
+    /// Connects to a cluster: `"host:9093"`, or a [`ClientConfig`].
+    ///
+    /// # Errors
+    /// Where an address is not one, or none of the nodes answers.
+    pub async fn connect(config: impl Into<ClientConfig>) -> Result<Self> {
+        let config = config.into();
+        let dial = dial_tcp(&config);
+        let client = Self::from_dial(config, dial)?;
+        client.admin().describe_cluster().await?;
+        Ok(client)
+    }
+
+    /// A client over channels that the caller makes from `host:port`: for TLS, proxies and in-memory transports. A channel
+    /// must connect again by itself after its connection broke, as those of tonic do.
+    ///
+    /// # Errors
+    /// Where the configuration names no broker.
+    pub fn with_channels(
+        config: impl Into<ClientConfig>,
+        dial: impl Fn(&str) -> Channel + Send + Sync + 'static,
+    ) -> Result<Self> {
+        Self::from_dial(config.into(), Arc::new(move |address| Ok(dial(address))))
+    }
+
+    fn from_dial(config: ClientConfig, dial: Dial) -> Result<Self> {
+        if config.brokers.is_empty() {
+            return Err(Error::invalid(
+                "no broker address was given: write host:port",
+            ));
+        }
+        let cluster = Arc::new(Cluster::new(config, dial));
+        Ok(Self { cluster })
+    }
+
+    /// A producer. Idempotent unless told otherwise: it gets its identity here.
+    ///
+    /// # Errors
+    /// Where the configuration is out of bounds, or no broker hands out an identity.
+    pub async fn producer(&self, config: ProducerConfig) -> Result<Producer> {
+        Producer::start(Arc::clone(&self.cluster), config).await
+    }
+
+    /// A consumer, without partitions yet: see [`Consumer::assign`].
+    pub fn consumer(&self, config: ConsumerConfig) -> Consumer {
+        Consumer::new(Arc::clone(&self.cluster), config)
+    }
+
+    /// Topics, offsets and the cluster itself.
+    pub fn admin(&self) -> Admin {
+        Admin::new(Arc::clone(&self.cluster))
+    }
+}

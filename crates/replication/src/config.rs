@@ -1,0 +1,51 @@
+//! How openraft is set up. Each value that is not a default is one that was found to matter.
+
+use std::sync::Arc;
+
+use openraft::{Config, ConfigError, SnapshotPolicy};
+
+/// The settings of a group. Without `ticks` it neither starts elections by itself nor sends heartbeats, and idle costs no
+/// CPU: right for a group of one voter.
+pub(crate) fn config(ticks: bool) -> Result<Arc<Config>, ConfigError> {
+    let config = Config {
+        cluster_name: "quipu".to_owned(),
+        enable_tick: ticks,
+        heartbeat_interval: 500,
+        heartbeat_min_interval: Some(500),
+        election_timeout_min: 1500,
+        election_timeout_max: 3000,
+        enable_pre_vote: Some(true),
+        quorum_loss_probe_interval: Some(6000),
+        // A restarted leader must not go on in its old term: it would use (term, index) of entries again that it had sent to
+        // followers but not flushed, and logs would differ without anyone noticing.
+        enable_leader_restore: Some(false),
+        allow_log_reversion: None,
+        // Retention decides what goes, through the log; see `state_machine`.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        install_snapshot_timeout: 10_000,
+        api_channel_size: Some(1024),
+        state_machine_channel_size: Some(64),
+        // Traces of log stages are off: they would cost memory in every group.
+        log_stage_capacity: Some(1),
+        ..Config::default()
+    };
+    config.validate().map(Arc::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::SnapshotPolicy;
+
+    #[test]
+    fn settings_that_would_lose_data_stay_off() {
+        for ticks in [true, false] {
+            let config = super::config(ticks).unwrap();
+            assert_eq!(config.enable_leader_restore, Some(false));
+            assert_eq!(config.allow_log_reversion, None);
+            assert_eq!(config.snapshot_policy, SnapshotPolicy::Never);
+            assert_eq!(config.max_in_snapshot_log_to_keep, u64::MAX);
+            assert_eq!(config.enable_tick, ticks);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What an append is answered with.
+
+use std::time::Duration;
+
+use quipu_model::{NodeId, Offset, PartitionKey, ProducerEpoch, ProducerId, Sequence};
+use quipu_storage::{ReserveError, StorageFailure};
+
+/// When an append is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acks {
+    /// Durable on a majority.
+    All,
+    /// Appended by the leader.
+    Leader,
+    /// At once.
+    None,
+}
+
+/// Where a batch went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// `None` with [`Acks::None`].
+    pub base_offset: Option<Offset>,
+    /// Whether it had been appended before.
+    pub duplicate: bool,
+}
+
+/// Why a batch was not acknowledged. [`AppendError::is_definite`] tells whether it may be in the log all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    #[error("this node does not lead {key}")]
+    NotLeader {
+        key: PartitionKey,
+        leader: Option<NodeId>,
+    },
+    /// It was appended here, then another leader took over.
+    #[error(
+        "leadership of {key} was lost before the batch was committed; it may still be in the log: send it again with the same sequence"
+    )]
+    LeadershipLost { key: PartitionKey },
+    #[error(
+        "producer {producer} is at epoch {current}; epoch {given} was fenced: init a new producer id"
+    )]
+    Fenced {
+        producer: ProducerId,
+        given: ProducerEpoch,
+        current: ProducerEpoch,
+    },
+    #[error(
+        "producer {producer} sent sequence {given} to {key} where {expected} was due: records between were lost on the way or are still to be retried"
+    )]
+    OutOfOrder {
+        key: PartitionKey,
+        producer: ProducerId,
+        given: Sequence,
+        expected: Sequence,
+    },
+    #[error(
+        "producer {producer} sent sequence {given} to {key} again, but it is too old for its offset to be known"
+    )]
+    DuplicateTooOld {
+        key: PartitionKey,
+        producer: ProducerId,
+        given: Sequence,
+    },
+    #[error(
+        "the batch carries sequences of a producer without an id or epoch, or the other way round"
+    )]
+    BadProducerFields,
+    #[error(transparent)]
+    Reserve(#[from] ReserveError),
+    #[error("not acknowledged within {0:?}; it may still be appended")]
+    TimedOut(Duration),
+    #[error("the partition is shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    Failed(#[from] StorageFailure),
+    #[error("the partition's replica failed: {0}")]
+    Fatal(String),
+}
+
+impl AppendError {
+    /// Whether it is certain that this call appended nothing. Where it is not, the batch may be in the log or still come to
+    /// be: only an idempotent producer can send it again without risking that it is there twice.
+    pub fn is_definite(&self) -> bool {
+        match self {
+            Self::NotLeader { .. }
+            | Self::Fenced { .. }
+            | Self::OutOfOrder { .. }
+            | Self::DuplicateTooOld { .. }
+            | Self::BadProducerFields
+            | Self::Reserve(_)
+            | Self::ShuttingDown => true,
+            Self::LeadershipLost { .. } | Self::TimedOut(_) | Self::Failed(_) | Self::Fatal(_) => {
+                false
+            }
+        }
+    }
+
+    /// Whether the same batch, sent again as it is (to the leader), may be acknowledged.
+    ///
+    /// [`AppendError::OutOfOrder`] is not retryable by itself: only the producer knows whether an earlier batch of its own
+    /// is still to be retried, and then sends both again in their order.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NotLeader { .. }
+            | Self::LeadershipLost { .. }
+            | Self::Reserve(
+                ReserveError::DiskFull { .. } | ReserveError::Busy | ReserveError::Failed(_),
+            )
+            | Self::TimedOut(_)
+            | Self::ShuttingDown
+            | Self::Failed(_)
+            | Self::Fatal(_) => true,
+            Self::Fenced { .. }
+            | Self::OutOfOrder { .. }
+            | Self::DuplicateTooOld { .. }
+            | Self::BadProducerFields
+            | Self::Reserve(ReserveError::Damaged(_)) => false,
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What the parts of one partition's replica share.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quipu_model::{LogId, NodeId, Offset, RaftIndex};
+use quipu_storage::{EntryKind, PartitionLog, ReadError};
+use tokio::sync::watch;
+
+use crate::{
+    flight::{Flight, Loss},
+    sequencer::Sequencer,
+    type_config::{
+        RaftLogId, StoredMembership, UnknownBytes, decode_membership, from_raft_id, to_raft_id,
+    },
+};
+
+/// Up to where entries were applied, and the voters as of there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AppliedState {
+    pub(crate) last: Option<RaftLogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+/// A point of the log that stands for everything before it: what a follower is told that is behind the log's start.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotPoint {
+    pub(crate) last: RaftLogId,
+    pub(crate) membership: StoredMembership,
+    /// The offset of the first record after it.
+    pub(crate) next_offset: Offset,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    /// Where the next snapshot is to end: the last entry that retention let go.
+    pub(crate) mark: Option<SnapshotPoint>,
+    pub(crate) current: Option<SnapshotPoint>,
+}
+
+/// One partition's replica, as seen by its log store, its state machine and its door. It outlives openraft's own restarts.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) node: NodeId,
+    pub(crate) log: Arc<PartitionLog>,
+    pub(crate) sequencer: Mutex<Sequencer<Arc<Flight>>>,
+    pub(crate) applied: Mutex<AppliedState>,
+    pub(crate) snapshots: Mutex<Snapshots>,
+    /// Below which offset records may go, by what was applied: for the keeper to see to.
+    pub(crate) trim_wanted: watch::Sender<Offset>,
+    /// Up to where the keeper saw to it.
+    pub(crate) trimmed: watch::Sender<Offset>,
+    high_watermark: watch::Sender<Offset>,
+}
+
+/// Why a replica could not be set up from its log.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Unknown(#[from] UnknownBytes),
+    #[error(transparent)]
+    Purge(#[from] quipu_storage::AppendError),
+}
+
+impl Group {
+    /// Sets up what is known from the log as it was recovered.
+    pub(crate) fn load(node: NodeId, log: Arc<PartitionLog>) -> Result<Arc<Self>, LoadError> {
+        let (last, membership) = log.recovered_applied();
+        let membership = match membership {
+            Some((id, bytes)) => {
+                StoredMembership::new(Some(to_raft_id(id)), decode_membership(&bytes)?)
+            }
+            None => StoredMembership::default(),
+        };
+        let applied = AppliedState {
+            last: last.map(to_raft_id),
+            membership,
+        };
+        let high_watermark = offset_after(&log, last)?;
+        let group = Self::new(node, log, applied, high_watermark);
+        group.finish_purge()?;
+        group.restore_snapshot()?;
+        Ok(Arc::new(group))
+    }
+
+    /// For a log that is damaged, and so is not served: nothing is read from it.
+    pub(crate) fn unserved(node: NodeId, log: Arc<PartitionLog>) -> Arc<Self> {
+        let start = log.state().start_offset;
+        Arc::new(Self::new(node, log, AppliedState::default(), start))
+    }
+
+    fn new(
+        node: NodeId,
+        log: Arc<PartitionLog>,
+        applied: AppliedState,
+        high_watermark: Offset,
+    ) -> Self {
+        Self {
+            node,
+            log,
+            sequencer: Mutex::new(Sequencer::new()),
+            applied: Mutex::new(applied),
+            snapshots: Mutex::default(),
+            trim_wanted: watch::Sender::new(Offset::ZERO),
+            trimmed: watch::Sender::new(Offset::ZERO),
+            high_watermark: watch::Sender::new(high_watermark),
+        }
+    }
+
+    /// Purges what a crash left between a trim and the purge behind it: openraft must not look for entries whose segments
+    /// are gone. They were applied: the keeper makes that durable before it trims.
+    fn finish_purge(&self) -> Result<(), quipu_storage::AppendError> {
+        let applied = self.applied.lock().last;
+        match self.log.purge_point() {
+            Some((last, next_offset)) if Some(to_raft_id(last)) <= applied => {
+                self.log.purge(last, next_offset)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The snapshot that stands behind a purged log's start. It needs no file: it is where the log begins. Where the voters
+    /// changed after that point, those of then are no longer known, and openraft asks for one of what was applied instead.
+    fn restore_snapshot(&self) -> Result<(), ReadError> {
+        let applied = self.applied.lock();
+        let Some(purged) = self.log.state().last_purged else {
+            return Ok(());
+        };
+        let last = to_raft_id(purged);
+        if *applied.membership.log_id() <= Some(last) {
+            self.snapshots.lock().current = Some(SnapshotPoint {
+                last,
+                membership: applied.membership.clone(),
+                next_offset: offset_after(&self.log, Some(purged))?,
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn watch_high_watermark(&self) -> watch::Receiver<Offset> {
+        self.high_watermark.subscribe()
+    }
+
+    pub(crate) fn high_watermark(&self) -> Offset {
+        *self.high_watermark.borrow()
+    }
+
+    /// Lets readers see up to `to`. Never goes back.
+    pub(crate) fn advance(&self, to: Offset) {
+        self.high_watermark.send_if_modified(|mark| {
+            let further = to > *mark;
+            if further {
+                *mark = to;
+            }
+            further
+        });
+    }
+
+    /// Ends a flight: committed, or lost. Only the first call for a flight counts.
+    pub(crate) fn settle(&self, flight: &Flight, loss: Option<Loss>) {
+        let Some(outcome) = flight.settle(loss) else {
+            return;
+        };
+        if let Some((producer, number)) = flight.sequenced() {
+            match outcome {
+                Ok(base) => self.sequencer.lock().complete(producer, number, base),
+                Err(loss) => {
+                    let behind = self.sequencer.lock().fail(producer, number);
+                    for flight in behind {
+                        flight.cancel(loss);
+                    }
+                }
+            }
+        }
+        flight.announce();
+    }
+
+    /// Marks the last entry whose segment was deleted as what the next snapshot is to end with, and answers with it.
+    pub(crate) fn mark_purgeable(&self) -> Option<RaftLogId> {
+        let (last, next_offset) = self.log.purge_point()?;
+        let last = to_raft_id(last);
+        let membership = self.applied.lock().membership.clone();
+        if *membership.log_id() > Some(last) {
+            return None;
+        }
+        self.snapshots.lock().mark = Some(SnapshotPoint {
+            last,
+            membership,
+            next_offset,
+        });
+        Some(last)
+    }
+
+    /// The point up to which everything was applied.
+    pub(crate) fn applied_point(&self) -> Result<Option<SnapshotPoint>, ReadError> {
+        let applied = self.applied.lock().clone();
+        let Some(last) = applied.last else {
+            return Ok(None);
+        };
+        let next_offset = offset_after(&self.log, Some(from_raft_id(&last)))?;
+        Ok(Some(SnapshotPoint {
+            last,
+            membership: applied.membership,
+            next_offset,
+        }))
+    }
+}
+
+/// The offset of the first record after an entry; after none, of the first record.
+fn offset_after(log: &PartitionLog, id: Option<LogId>) -> Result<Offset, ReadError> {
+    const CHUNK: u64 = 64;
+    let state = log.state();
+    let end = state.last.map_or(0, |last| last.index.get() + 1);
+    let first_kept = state.last_purged.map_or(0, |purged| purged.index.get() + 1);
+    let mut from = id.map_or(0, |id| id.index.get() + 1).max(first_kept);
+    while from < end {
+        let to = end.min(from + CHUNK);
+        let infos = log.entry_infos(RaftIndex::new(from), RaftIndex::new(to))?;
+        let base = infos.iter().find_map(|info| match info.kind {
+            EntryKind::Batch { base, .. } => Some(base),
+            EntryKind::Control(_) => None,
+        });
+        if let Some(base) = base {
+            return Ok(base);
+        }
+        from = to;
+    }
+    Ok(state.end_offset)
+}

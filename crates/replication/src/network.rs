@@ -1,0 +1,309 @@
+//! Messages between the replicas of a group, over whatever transport the broker supplies.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use futures::{
+    Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use openraft::{
+    AnyError, EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2,
+    alias::{SnapshotOf, VoteOf},
+    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::RPCOption,
+    raft,
+};
+use quipu_model::{NodeId, PartitionKey};
+
+use crate::{state_machine::Manifest, type_config::Types};
+
+type RaftError = RPCError<Types>;
+type BoxResult<'a, T> = openraft::base::BoxFuture<'a, Result<T, RaftError>>;
+type Appends<'a> =
+    openraft::base::BoxStream<'a, Result<raft::StreamAppendResult<Types>, RaftError>>;
+
+macro_rules! message {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        pub struct $name(pub(crate) $inner);
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        }
+    };
+}
+
+message! {
+    /// Entries from a leader; without any, a heartbeat.
+    AppendRequest(raft::AppendEntriesRequest<Types>)
+}
+message! {
+    /// What a follower answers to an [`AppendRequest`], in the order of the requests.
+    AppendResponse(raft::StreamAppendResult<Types>)
+}
+message! {
+    /// A candidate's request for a vote, or, before it becomes one, the question whether it would get it.
+    VoteRequest(raft::VoteRequest<Types>)
+}
+message! {
+    /// The answer to a [`VoteRequest`].
+    VoteResponse(raft::VoteResponse<Types>)
+}
+message! {
+    /// From where on a follower is to go on that is behind the log's start.
+    SnapshotRequest((VoteOf<Types>, SnapshotOf<Types, Manifest>))
+}
+message! {
+    /// The answer to a [`SnapshotRequest`].
+    SnapshotResponse(raft::SnapshotResponse<Types>)
+}
+message! {
+    /// A leader's wish that another replica lead.
+    TransferRequest(raft::TransferLeaderRequest<Types>)
+}
+message! {
+    /// The answer to a [`TransferRequest`].
+    TransferResponse(raft::TransferLeaderResponse<Types>)
+}
+
+/// A message was not answered.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("node {node} was not reached: {reason}")]
+pub struct TransportError {
+    pub node: NodeId,
+    pub reason: String,
+}
+
+/// Sends a group's messages to another node.
+///
+/// Every call must end within its `timeout`: a message that hangs holds its group up.
+pub trait Transport: fmt::Debug + Send + Sync + 'static {
+    /// Sends requests as they come and answers in their order. A follower that takes requests and does not answer for
+    /// `timeout` is cut off with an error.
+    fn append(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        requests: BoxStream<'static, AppendRequest>,
+        timeout: Duration,
+    ) -> BoxFuture<
+        '_,
+        Result<BoxStream<'static, Result<AppendResponse, TransportError>>, TransportError>,
+    >;
+    /// Asks for a vote.
+    fn vote(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: VoteRequest,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>>;
+    /// Asks whether a vote would be granted. A transport must carry the question: an answer of its own would let a
+    /// replica that was cut off disturb the others' leader.
+    fn pre_vote(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: VoteRequest,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>>;
+    /// Tells a follower from where on to go on.
+    fn snapshot(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: SnapshotRequest,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<SnapshotResponse, TransportError>>;
+    /// Asks a replica to lead.
+    fn transfer_leader(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: TransferRequest,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<TransferResponse, TransportError>>;
+}
+
+/// The transport of a node without peers: whatever is sent is unreachable.
+#[derive(Clone, Copy, Debug)]
+pub struct NoPeers;
+
+fn no_peer<T: Send + 'static>(node: NodeId) -> BoxFuture<'static, Result<T, TransportError>> {
+    let reason = "this node runs alone".to_owned();
+    Box::pin(std::future::ready(Err(TransportError { node, reason })))
+}
+
+impl Transport for NoPeers {
+    fn append(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        _: BoxStream<'static, AppendRequest>,
+        _: Duration,
+    ) -> BoxFuture<
+        '_,
+        Result<BoxStream<'static, Result<AppendResponse, TransportError>>, TransportError>,
+    > {
+        no_peer(target)
+    }
+    fn vote(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        _: VoteRequest,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>> {
+        no_peer(target)
+    }
+    fn pre_vote(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        _: VoteRequest,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>> {
+        no_peer(target)
+    }
+    fn snapshot(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        _: SnapshotRequest,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<SnapshotResponse, TransportError>> {
+        no_peer(target)
+    }
+    fn transfer_leader(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        _: TransferRequest,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<TransferResponse, TransportError>> {
+        no_peer(target)
+    }
+}
+
+/// Hands openraft a client for each of a group's other replicas.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) key: PartitionKey,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, _: &EmptyNode) -> Peer {
+        Peer {
+            target: NodeId::new(target),
+            network: self.clone(),
+        }
+    }
+}
+
+/// One other replica of a group.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    target: NodeId,
+    network: Network,
+}
+
+impl Peer {
+    fn transport(&self) -> (&dyn Transport, NodeId, PartitionKey) {
+        (&*self.network.transport, self.target, self.network.key)
+    }
+}
+
+fn unreachable(error: TransportError) -> Unreachable<Types> {
+    Unreachable::new(&AnyError::new(&error))
+}
+
+impl RaftNetworkV2<Types> for Peer {
+    type SnapshotData = Manifest;
+
+    async fn append_entries(
+        &mut self,
+        rpc: raft::AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<raft::AppendEntriesResponse<Types>, RaftError> {
+        let requests = stream::once(std::future::ready(rpc)).boxed();
+        let node = self.target;
+        let mut answers = self.stream_append(requests, option).await?;
+        let answer = answers.next().await.unwrap_or_else(|| {
+            let reason = "the stream ended without an answer".to_owned();
+            Err(unreachable(TransportError { node, reason }).into())
+        })?;
+        Ok(answer.into())
+    }
+
+    fn stream_append<'s, S>(&'s mut self, input: S, option: RPCOption) -> BoxResult<'s, Appends<'s>>
+    where
+        S: Stream<Item = raft::AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        let (transport, target, key) = self.transport();
+        Box::pin(async move {
+            let requests = input.map(AppendRequest).boxed();
+            let answers = transport
+                .append(target, key, requests, option.hard_ttl())
+                .await
+                .map_err(unreachable)?;
+            let answers = answers.map(|answer| match answer {
+                Ok(answer) => Ok(answer.0),
+                Err(error) => Err(unreachable(error).into()),
+            });
+            Ok(answers.boxed() as Appends<'s>)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: raft::VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<raft::VoteResponse<Types>, RaftError> {
+        let (transport, target, key) = self.transport();
+        let answer = transport.vote(target, key, VoteRequest(rpc), option.hard_ttl());
+        Ok(answer.await.map_err(unreachable)?.0)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: raft::VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<raft::VoteResponse<Types>, RaftError> {
+        let (transport, target, key) = self.transport();
+        let answer = transport.pre_vote(target, key, VoteRequest(rpc), option.hard_ttl());
+        Ok(answer.await.map_err(unreachable)?.0)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<Types>,
+        snapshot: SnapshotOf<Types, Manifest>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<raft::SnapshotResponse<Types>, StreamingError<Types>> {
+        let (transport, target, key) = self.transport();
+        let request = SnapshotRequest((vote, snapshot));
+        let answer = transport.snapshot(target, key, request, option.hard_ttl());
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            answer = answer => Ok(answer.map_err(unreachable)?.0),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: raft::TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<raft::TransferLeaderResponse<Types>, RaftError> {
+        let (transport, target, key) = self.transport();
+        let request = TransferRequest(req);
+        let answer = transport.transfer_leader(target, key, request, option.hard_ttl());
+        Ok(answer.await.map_err(unreachable)?.0)
+    }
+}

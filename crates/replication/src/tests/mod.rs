@@ -1,0 +1,103 @@
+//! Replicas over the real storage code.
+
+mod disk;
+mod one_node;
+mod raft_suite;
+
+use std::{sync::Arc, time::Duration};
+
+use quipu_model::{
+    NodeId, Offset, PartitionId, PartitionKey, ProducerEpoch, ProducerId, RecordBatch, Sequence,
+    TimestampMs, TopicConfig, TopicId,
+    batch::{BatchBuilder, Compression},
+};
+use quipu_storage::{
+    Store, StoreConfig, UnrecoveredStore,
+    io::{Disk, ManualClock},
+};
+
+use crate::{NoPeers, Partition, Replicator};
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
+const NODE: NodeId = NodeId::new(1);
+const NOW: TimestampMs = TimestampMs::new(1_700_000_000_000);
+
+fn key() -> PartitionKey {
+    PartitionKey {
+        topic: TopicId::from_bytes([7; 16]),
+        partition: PartitionId::new(3),
+    }
+}
+
+fn small_config() -> StoreConfig {
+    StoreConfig {
+        wal_file_bytes: 1 << 20,
+        checkpoint_bytes: 4 << 20,
+        wal_max_bytes: 16 << 20,
+    }
+}
+
+fn open(disk: Arc<dyn Disk>) -> Arc<Store> {
+    let clock = Arc::new(ManualClock::new(NOW));
+    let (store, report) = UnrecoveredStore::open(disk, clock, small_config())
+        .unwrap()
+        .recover()
+        .unwrap();
+    assert!(report.damaged.is_empty(), "{:?}", report.damaged);
+    Arc::new(store)
+}
+
+/// A node of one, with its partition.
+struct Node {
+    store: Arc<Store>,
+    replicator: Replicator,
+    partition: Partition,
+}
+
+impl Node {
+    async fn start(disk: Arc<dyn Disk>, config: TopicConfig) -> Self {
+        let store = open(disk);
+        let replicator = Replicator::new(NODE, Arc::clone(&store), Arc::new(NoPeers));
+        let partition = replicator.start(key(), &[NODE], config).await.unwrap();
+        partition.wait_leader(LONG).await.unwrap();
+        Self {
+            store,
+            replicator,
+            partition,
+        }
+    }
+
+    /// Stops the replica and the store as an operator does.
+    async fn stop(self) {
+        self.partition.shutdown().await;
+        self.store.close().unwrap();
+    }
+}
+
+/// A batch of records whose values say where they belong.
+fn batch(records: u32) -> BatchBuilder {
+    let mut builder = BatchBuilder::new(Compression::None);
+    for n in 0..records {
+        builder.append(NOW, None, Some(&n.to_be_bytes()), &[]);
+    }
+    builder
+}
+
+fn plain(records: u32) -> RecordBatch {
+    batch(records).build().unwrap()
+}
+
+fn numbered(producer: i64, epoch: i16, sequence: i32, records: u32) -> RecordBatch {
+    let mut builder = batch(records);
+    builder.set_producer(
+        ProducerId::new(producer),
+        ProducerEpoch::new(epoch),
+        Sequence::new(sequence),
+    );
+    builder.build().unwrap()
+}
+
+fn at(offset: u64) -> Option<Offset> {
+    Some(Offset::new(offset))
+}

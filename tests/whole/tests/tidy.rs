@@ -1,0 +1,67 @@
+//! What every source file keeps to.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "the test reads the checkout's own files"
+)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+const MOST_LINES: usize = 600;
+
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = ["crates", "tests", "benches"]
+        .iter()
+        .map(|dir| quipu_tests::repository().join(dir))
+        .collect();
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                open.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn each_source(check: impl Fn(&str) -> Option<String>) {
+    let complaint = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        check(&text).map(|what| format!("{}: {what}", path.display()))
+    };
+    let sources = sources();
+    assert!(sources.len() > 20, "the walk found the sources");
+    let complaints: Vec<String> = sources.iter().filter_map(|p| complaint(p)).collect();
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn files_hold_one_idea() {
+    each_source(|text| {
+        let lines = text.lines().count();
+        (lines > MOST_LINES).then(|| format!("{lines} lines, {MOST_LINES} at most"))
+    });
+}
+
+#[test]
+fn nothing_is_switched_off_or_left_for_later() {
+    // Written in two halves, so that this file does not find itself.
+    let banned = [
+        concat!("#[ign", "ore"),
+        concat!("to", "do!("),
+        concat!("unimpl", "emented!("),
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+    ];
+    each_source(|text| {
+        let found = banned.iter().find(|word| text.contains(**word))?;
+        Some(format!("has {found}"))
+    });
+}
