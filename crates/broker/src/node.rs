@@ -3,7 +3,7 @@
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
-use quipu_model::TopicConfig;
+use quipu_model::{NodeId, TopicConfig};
 use quipu_replication::{NoPeers, Partition, Replicator};
 use quipu_storage::{
     OpenError, PartitionDamage, RecoveryReport, StorageFailure, Store, UnrecoveredStore,
@@ -95,7 +95,17 @@ impl Broker {
         store.register_metrics(&mut registry);
         let metrics = Metrics::new(&mut registry);
         let stop = CancellationToken::new();
-        let parts = Parts::start(&config, &store, &clock, &stop, failure_sender).await?;
+        let replicator = Replicator::new(config.node_id, Arc::clone(&store), Arc::new(NoPeers));
+        replicator.register_metrics(&mut registry);
+        let parts = Parts::start(
+            config.node_id,
+            &store,
+            replicator,
+            &clock,
+            &stop,
+            failure_sender,
+        )
+        .await?;
         let address = advertised(&config, addresses.grpc);
         parts
             .controller
@@ -197,6 +207,7 @@ impl Broker {
         self.http_stop.cancel();
         for http in servers {
             http.abort();
+            let _ = http.await;
         }
         tracing::info!("the broker is down");
         closed.unwrap_or(Ok(()))
@@ -264,14 +275,13 @@ impl Parts {
 
     /// Starts the metadata partition, replays it, then starts all partitions that it assigns here.
     async fn start(
-        config: &BrokerConfig,
+        node: NodeId,
         store: &Arc<Store>,
+        replicator: Replicator,
         clock: &Arc<dyn Clock>,
         stop: &CancellationToken,
         failure: watch::Sender<Option<NodeFailure>>,
     ) -> Result<Self, StartError> {
-        let node = config.node_id;
-        let replicator = Replicator::new(node, Arc::clone(store), Arc::new(NoPeers));
         let metadata = Arc::new(Metadata::new(&[node]));
         let partition = start_metadata(&replicator, &metadata).await?;
         let mut replayer = Replayer::new(partition.clone(), Arc::clone(&metadata));

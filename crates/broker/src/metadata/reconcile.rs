@@ -31,7 +31,7 @@ pub(crate) struct Reconciler {
 
 impl Reconciler {
     /// Enough to fill the write-ahead log's groups, few enough to bound the memory of a start.
-    const STARTS_AT_A_TIME: usize = 256;
+    const STARTS_AT_A_TIME: usize = 64;
     const LEADER_WAIT: Duration = Duration::from_secs(10);
 
     /// Puts the running metadata partition into the table.

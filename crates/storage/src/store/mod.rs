@@ -58,7 +58,8 @@ pub struct Store {
     partitions: Partitions,
     directory_id: [u8; 16],
     housekeeper: Mutex<Option<housekeeper::Housekeeper>>,
-    _lock: Box<dyn std::fmt::Debug + Send + Sync>,
+    /// Held until the store is closed or dropped.
+    lock: Mutex<Option<Box<dyn std::fmt::Debug + Send + Sync>>>,
 }
 
 type Partitions = Arc<RwLock<HashMap<PartitionKey, Arc<PartitionLog>>>>;
@@ -149,7 +150,7 @@ impl Store {
         checkpoint::run(&self.context, &self.partitions)
     }
 
-    /// Checkpoints and stops the threads; the store takes nothing more. Blocks.
+    /// Checkpoints, stops the threads and unlocks the data directory; the store takes nothing more. Blocks.
     ///
     /// # Errors
     /// Where the store has failed.
@@ -158,7 +159,10 @@ impl Store {
             housekeeper.stop(&self.context);
         }
         self.checkpoint()?;
-        self.context.wal.close()
+        self.context.wal.close()?;
+        // Whoever still holds a handle cannot write any more: the directory is free for the next process.
+        drop(self.lock.lock().take());
+        Ok(())
     }
 
     /// The first failed write or sync, once there was one. The node must end then.

@@ -138,7 +138,7 @@ impl UnrecoveredStore {
             partitions,
             directory_id: self.directory_id,
             housekeeper: Mutex::new(Some(housekeeper)),
-            _lock: self.lock,
+            lock: Mutex::new(Some(self.lock)),
         };
         Ok((store, report))
     }
