@@ -22,8 +22,9 @@ mod tests;
 
 pub use error::{Acks, AppendError, Appended};
 pub use network::{
-    AppendRequest, AppendResponse, NoPeers, SnapshotRequest, SnapshotResponse, TransferRequest,
-    TransferResponse, Transport, TransportError, VoteRequest, VoteResponse,
+    AppendAnswers, AppendRequest, AppendResponse, Called, NoPeers, SnapshotRequest,
+    SnapshotResponse, TransferRequest, TransferResponse, Transport, TransportError, VoteRequest,
+    VoteResponse,
 };
 pub use partition::Partition;
 pub use replicator::Replicator;

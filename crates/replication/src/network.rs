@@ -79,6 +79,11 @@ pub struct TransportError {
     pub reason: String,
 }
 
+/// A message on its way, and what it is answered with.
+pub type Called<'a, T> = BoxFuture<'a, Result<T, TransportError>>;
+/// A follower's answers, in the order of the requests.
+pub type AppendAnswers = BoxStream<'static, Result<AppendResponse, TransportError>>;
+
 /// Sends a group's messages to another node.
 ///
 /// Every call must end within its `timeout`: a message that hangs holds its group up.
@@ -91,10 +96,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         key: PartitionKey,
         requests: BoxStream<'static, AppendRequest>,
         timeout: Duration,
-    ) -> BoxFuture<
-        '_,
-        Result<BoxStream<'static, Result<AppendResponse, TransportError>>, TransportError>,
-    >;
+    ) -> Called<'_, AppendAnswers>;
     /// Asks for a vote.
     fn vote(
         &self,
@@ -102,7 +104,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         key: PartitionKey,
         request: VoteRequest,
         timeout: Duration,
-    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>>;
+    ) -> Called<'_, VoteResponse>;
     /// Asks whether a vote would be granted. A transport must carry the question: an answer of its own would let a
     /// replica that was cut off disturb the others' leader.
     fn pre_vote(
@@ -111,7 +113,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         key: PartitionKey,
         request: VoteRequest,
         timeout: Duration,
-    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>>;
+    ) -> Called<'_, VoteResponse>;
     /// Tells a follower from where on to go on.
     fn snapshot(
         &self,
@@ -119,7 +121,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         key: PartitionKey,
         request: SnapshotRequest,
         timeout: Duration,
-    ) -> BoxFuture<'_, Result<SnapshotResponse, TransportError>>;
+    ) -> Called<'_, SnapshotResponse>;
     /// Asks a replica to lead.
     fn transfer_leader(
         &self,
@@ -127,14 +129,14 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         key: PartitionKey,
         request: TransferRequest,
         timeout: Duration,
-    ) -> BoxFuture<'_, Result<TransferResponse, TransportError>>;
+    ) -> Called<'_, TransferResponse>;
 }
 
 /// The transport of a node without peers: whatever is sent is unreachable.
 #[derive(Clone, Copy, Debug)]
 pub struct NoPeers;
 
-fn no_peer<T: Send + 'static>(node: NodeId) -> BoxFuture<'static, Result<T, TransportError>> {
+fn no_peer<T: Send + 'static>(node: NodeId) -> Called<'static, T> {
     let reason = "this node runs alone".to_owned();
     Box::pin(std::future::ready(Err(TransportError { node, reason })))
 }
@@ -146,10 +148,7 @@ impl Transport for NoPeers {
         _: PartitionKey,
         _: BoxStream<'static, AppendRequest>,
         _: Duration,
-    ) -> BoxFuture<
-        '_,
-        Result<BoxStream<'static, Result<AppendResponse, TransportError>>, TransportError>,
-    > {
+    ) -> Called<'_, AppendAnswers> {
         no_peer(target)
     }
     fn vote(
@@ -158,7 +157,7 @@ impl Transport for NoPeers {
         _: PartitionKey,
         _: VoteRequest,
         _: Duration,
-    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>> {
+    ) -> Called<'_, VoteResponse> {
         no_peer(target)
     }
     fn pre_vote(
@@ -167,7 +166,7 @@ impl Transport for NoPeers {
         _: PartitionKey,
         _: VoteRequest,
         _: Duration,
-    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>> {
+    ) -> Called<'_, VoteResponse> {
         no_peer(target)
     }
     fn snapshot(
@@ -176,7 +175,7 @@ impl Transport for NoPeers {
         _: PartitionKey,
         _: SnapshotRequest,
         _: Duration,
-    ) -> BoxFuture<'_, Result<SnapshotResponse, TransportError>> {
+    ) -> Called<'_, SnapshotResponse> {
         no_peer(target)
     }
     fn transfer_leader(
@@ -185,7 +184,7 @@ impl Transport for NoPeers {
         _: PartitionKey,
         _: TransferRequest,
         _: Duration,
-    ) -> BoxFuture<'_, Result<TransferResponse, TransportError>> {
+    ) -> Called<'_, TransferResponse> {
         no_peer(target)
     }
 }

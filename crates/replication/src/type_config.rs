@@ -45,14 +45,17 @@ pub(crate) type Membership = openraft::Membership<u64, EmptyNode>;
 pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
 pub(crate) type WriteResult = openraft::raft::ClientWriteResult<Types>;
 
+/// Who waits for a batch, and the room taken for it on the disk.
+pub(crate) type Proposed = (Arc<Flight>, Reservation);
+
 /// What an entry of the Raft log carries, besides Raft's own.
 #[derive(Debug)]
 pub(crate) enum Proposal {
     /// A batch with its bytes: on its way into this log, or out of it to a follower.
     Batch {
         batch: RecordBatch,
-        /// Where this node proposed it: who waits for it, and the room taken for it on the disk.
-        proposed: Option<(Arc<Flight>, Reservation)>,
+        /// Where this node proposed it.
+        proposed: Option<Proposed>,
     },
     /// A batch in the log, without its bytes: what applying needs.
     Stored { next: Offset },
@@ -134,9 +137,7 @@ pub(crate) fn from_raft_vote(vote: &RaftVote) -> Vote {
 }
 
 /// An entry as the log keeps it, with what was proposed along with it.
-pub(crate) fn to_log_entry(
-    entry: RaftEntry,
-) -> Result<(LogEntry, Option<(Arc<Flight>, Reservation)>), UnknownBytes> {
+pub(crate) fn to_log_entry(entry: RaftEntry) -> Result<(LogEntry, Option<Proposed>), UnknownBytes> {
     let id = from_raft_id(&entry.log_id);
     let (payload, proposed) = match entry.payload {
         EntryPayload::Blank => (control(ControlKind::Blank, Bytes::new()), None),

@@ -6,20 +6,16 @@ use std::{
     time::Duration,
 };
 
-use futures::{
-    FutureExt, StreamExt,
-    future::{BoxFuture, ready},
-    stream::BoxStream,
-};
+use futures::{FutureExt, StreamExt, future::ready, stream::BoxStream};
 use parking_lot::Mutex;
 use quipu_model::{NodeId, Offset, PartitionKey, TopicConfig};
 use quipu_storage::{RetentionPolicy, Store, io::FaultyDisk};
 
 use super::{LONG, NOW, at, key, numbered, open};
 use crate::{
-    Acks, AppendError, AppendRequest, AppendResponse, Partition, Replicator, SnapshotRequest,
-    SnapshotResponse, TransferRequest, TransferResponse, Transport, TransportError, VoteRequest,
-    VoteResponse,
+    Acks, AppendAnswers, AppendError, AppendRequest, Called, Partition, Replicator,
+    SnapshotRequest, SnapshotResponse, TransferRequest, TransferResponse, Transport,
+    TransportError, VoteRequest, VoteResponse,
 };
 
 /// Carries messages within the process, except to and from nodes that are cut off.
@@ -50,7 +46,7 @@ impl Wire {
         node: NodeId,
         timeout: Duration,
         call: impl FnOnce(Partition) -> F,
-    ) -> BoxFuture<'_, Result<T, TransportError>> {
+    ) -> Called<'_, T> {
         let called = self.reach(node).map(call);
         async move {
             let answer = tokio::time::timeout(timeout, called?).await;
@@ -75,10 +71,7 @@ impl Transport for Wire {
         _: PartitionKey,
         requests: BoxStream<'static, AppendRequest>,
         _: Duration,
-    ) -> BoxFuture<
-        '_,
-        Result<BoxStream<'static, Result<AppendResponse, TransportError>>, TransportError>,
-    > {
+    ) -> Called<'_, AppendAnswers> {
         let reached = self.reach(target);
         let whole = |wires: &Arc<Wires>, from| {
             let wires = Arc::clone(wires);
@@ -108,7 +101,7 @@ impl Transport for Wire {
         _: PartitionKey,
         request: VoteRequest,
         timeout: Duration,
-    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>> {
+    ) -> Called<'_, VoteResponse> {
         self.call(
             target,
             timeout,
@@ -121,7 +114,7 @@ impl Transport for Wire {
         _: PartitionKey,
         request: VoteRequest,
         timeout: Duration,
-    ) -> BoxFuture<'_, Result<VoteResponse, TransportError>> {
+    ) -> Called<'_, VoteResponse> {
         self.call(target, timeout, |p| async move {
             p.receive_pre_vote(request).await
         })
@@ -132,7 +125,7 @@ impl Transport for Wire {
         _: PartitionKey,
         request: SnapshotRequest,
         timeout: Duration,
-    ) -> BoxFuture<'_, Result<SnapshotResponse, TransportError>> {
+    ) -> Called<'_, SnapshotResponse> {
         self.call(target, timeout, |p| async move {
             p.receive_snapshot(request).await
         })
@@ -143,7 +136,7 @@ impl Transport for Wire {
         _: PartitionKey,
         request: TransferRequest,
         timeout: Duration,
-    ) -> BoxFuture<'_, Result<TransferResponse, TransportError>> {
+    ) -> Called<'_, TransferResponse> {
         self.call(target, timeout, |p| async move {
             p.receive_transfer(request).await
         })
