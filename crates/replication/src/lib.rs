@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod door;
 mod error;
 mod flight;
 mod group;

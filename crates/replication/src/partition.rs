@@ -10,29 +10,20 @@ use openraft::{
     metrics::{RaftServerMetrics, WaitError},
 };
 use parking_lot::RwLock;
-use quipu_model::{
-    LeaderEpoch, NodeId, Offset, PartitionKey, RecordBatch, Term, TimestampMs, TopicConfig,
-};
+use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionKey, Term, TimestampMs, TopicConfig};
 use quipu_storage::{
-    AppendError as LogError, PartitionDamage, PartitionLog, ReadBatches, ReadError, Reservation,
-    ReserveError, RetentionPolicy, Store, TimestampedOffset,
+    AppendError as LogError, PartitionDamage, PartitionLog, ReadBatches, ReadError, ReserveError,
+    RetentionPolicy, Store, TimestampedOffset,
 };
-use tokio::{
-    sync::{Mutex, oneshot, watch},
-    time::Instant,
-};
+use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::{
-    error::{Acks, AppendError, Appended},
-    flight::{Flight, Loss, Outcome},
+    error::AppendError,
+    flight::Loss,
     group::Group,
     replicator::Metrics,
-    sequencer::{Numbered, Refusal, Verdict},
     type_config::{Answer, Proposal, Raft, Types, WriteResult},
 };
-
-/// How long to wait before asking again for room that a running checkpoint will make.
-const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long to wait for a trim that was committed to be done.
 const TRIM_PATIENCE: Duration = Duration::from_secs(60);
@@ -60,7 +51,7 @@ impl fmt::Debug for Running {
 
 impl Running {
     /// The term that this replica leads, or who does.
-    fn leading(&self) -> Result<Term, Option<NodeId>> {
+    pub(crate) fn leading(&self) -> Result<Term, Option<NodeId>> {
         let server = self.server.borrow_watched();
         if server.state == ServerState::Leader {
             Ok(Term::new(server.vote.leader_id().term))
@@ -86,7 +77,7 @@ pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) replica: RwLock<Replica>,
     /// The one ordered door: held from the check of a batch's sequence until it is proposed, in the order of asking.
-    door: Mutex<()>,
+    pub(crate) door: Mutex<()>,
 }
 
 impl Inner {
@@ -116,20 +107,6 @@ impl Inner {
     }
 }
 
-/// What the door made of a batch.
-enum Admitted {
-    /// Proposed, now or before: here comes the outcome.
-    Proposed {
-        outcome: oneshot::Receiver<Outcome>,
-        duplicate: bool,
-    },
-    /// Proposed, and nobody wants to know what became of it.
-    Unwatched,
-    /// In the log since before.
-    InLog { base: Offset },
-}
-
-#[allow(clippy::missing_errors_doc, reason = "each error says when it comes")]
 impl Partition {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
         Self { inner }
@@ -140,190 +117,19 @@ impl Partition {
         self.log().key()
     }
 
-    fn log(&self) -> &Arc<PartitionLog> {
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    pub(crate) fn log(&self) -> &Arc<PartitionLog> {
         &self.inner.group.log
-    }
-
-    /// Appends a checked batch through the partition's one ordered door. Calls made in order on one task are proposed in
-    /// that order: the first poll of each future takes its place, so pipelining is `FuturesOrdered` over these.
-    pub async fn append(
-        &self,
-        batch: RecordBatch,
-        acks: Acks,
-        timeout: Duration,
-    ) -> Result<Appended, AppendError> {
-        let deadline = Instant::now() + timeout;
-        let appending = self.append_by(batch, acks, deadline);
-        match tokio::time::timeout_at(deadline, appending).await {
-            Ok(result) => result,
-            Err(_) => Err(AppendError::TimedOut(timeout)),
-        }
-    }
-
-    async fn append_by(
-        &self,
-        batch: RecordBatch,
-        acks: Acks,
-        deadline: Instant,
-    ) -> Result<Appended, AppendError> {
-        let (base, duplicate) = match self.admit(batch, acks, deadline).await? {
-            Admitted::Unwatched => (None, false),
-            Admitted::Proposed { outcome, duplicate } => {
-                let outcome = outcome.await.unwrap_or(Err(Loss::Stopped));
-                let base = outcome.map_err(|loss| self.lost(loss))?;
-                (Some(base), duplicate)
-            }
-            Admitted::InLog { base } => {
-                if acks == Acks::All {
-                    self.wait_committed(base).await;
-                }
-                (Some(base), true)
-            }
-        };
-        if duplicate {
-            self.inner.metrics.duplicates.inc();
-        }
-        Ok(Appended {
-            base_offset: base.filter(|_| acks != Acks::None),
-            duplicate,
-        })
-    }
-
-    /// Takes a batch through the door: checks its sequence, takes room for it, proposes it.
-    async fn admit(
-        &self,
-        batch: RecordBatch,
-        acks: Acks,
-        deadline: Instant,
-    ) -> Result<Admitted, AppendError> {
-        let numbered = numbered(&batch)?;
-        let _door = self.inner.door.lock().await;
-        let running = self.running()?;
-        let term = running
-            .leading()
-            .map_err(|leader| self.not_leader(leader))?;
-        if let Some(numbered) = numbered {
-            match self.check(numbered, term)? {
-                Verdict::Due => {}
-                Verdict::InLog(base) => return Ok(Admitted::InLog { base }),
-                Verdict::InFlight(flight) => {
-                    return Ok(Admitted::Proposed {
-                        outcome: flight.wait(acks != Acks::All),
-                        duplicate: true,
-                    });
-                }
-            }
-        }
-        let room = self.reserve(batch.bytes().len() as u64, deadline).await?;
-        let flight = Flight::new();
-        if let Some(numbered) = numbered {
-            let mut sequencer = self.inner.group.sequencer.lock();
-            let number = sequencer.begin(numbered, Arc::clone(&flight));
-            flight.set_sequenced(numbered.producer, number);
-        }
-        let admitted = match acks {
-            Acks::None => Admitted::Unwatched,
-            acks => Admitted::Proposed {
-                outcome: flight.wait(acks == Acks::Leader),
-                duplicate: false,
-            },
-        };
-        let answer = self.answer(Arc::clone(&flight));
-        let proposal = Proposal::Batch {
-            batch,
-            proposed: Some((flight, room)),
-        };
-        let proposing = running.raft.write(proposal).responder(answer);
-        // Bound to the term in which its sequence was checked. A failure reaches the flight through its answer.
-        drop(proposing.with_leader(term.get()).await);
-        Ok(admitted)
-    }
-
-    fn check(&self, numbered: Numbered, term: Term) -> Result<Verdict<Arc<Flight>>, AppendError> {
-        let Numbered {
-            producer,
-            epoch,
-            first,
-            ..
-        } = numbered;
-        let sequencer = &self.inner.group.sequencer;
-        let known = {
-            let mut sequencer = sequencer.lock();
-            sequencer.enter_term(term);
-            sequencer.knows(producer)
-        };
-        if !known {
-            // Without the sequencer's lock: the log may be waiting for the thread that reports flushes, which takes that lock.
-            // Whoever is in the door is the only one to load or forget producers.
-            let tail = self.log().producer_tail(producer);
-            sequencer.lock().load(producer, tail);
-        }
-        sequencer
-            .lock()
-            .check(numbered)
-            .map_err(|refusal| match refusal {
-                Refusal::Fenced { current } => AppendError::Fenced {
-                    producer,
-                    given: epoch,
-                    current,
-                },
-                Refusal::OutOfOrder { expected } => AppendError::OutOfOrder {
-                    key: self.key(),
-                    producer,
-                    given: first,
-                    expected,
-                },
-                Refusal::DuplicateTooOld => AppendError::DuplicateTooOld {
-                    key: self.key(),
-                    producer,
-                    given: first,
-                },
-            })
-    }
-
-    /// Takes room for a batch; waits for a running checkpoint to make some, within the deadline.
-    async fn reserve(&self, bytes: u64, deadline: Instant) -> Result<Reservation, AppendError> {
-        loop {
-            match self.log().reserve(bytes) {
-                Ok(room) => return Ok(room),
-                Err(ReserveError::Busy) if Instant::now() + ROOM_PAUSE < deadline => {
-                    self.inner.metrics.room_waits.inc();
-                    tokio::time::sleep(ROOM_PAUSE).await;
-                }
-                Err(ReserveError::Failed(failure)) => return Err(failure.into()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// What hears from openraft how a proposal ended.
-    fn answer(&self, flight: Arc<Flight>) -> Answer<WriteResult> {
-        let group = Arc::clone(&self.inner.group);
-        Answer::new(move |result| {
-            let loss = match result {
-                Some(Ok(_)) => None,
-                Some(Err(ClientWriteError::ForwardToLeader(to))) => Some(Loss::Refused {
-                    leader: to.leader_id.map(NodeId::new),
-                }),
-                Some(Err(_)) => Some(Loss::Superseded),
-                None => Some(Loss::Stopped),
-            };
-            group.settle(&flight, loss);
-        })
-    }
-
-    /// Waits until a record is committed; for ever, where it never is.
-    async fn wait_committed(&self, offset: Offset) {
-        let mut mark = self.inner.group.watch_high_watermark();
-        // The sender lives as long as this handle.
-        drop(mark.wait_for(|mark| *mark > offset).await);
     }
 
     pub(crate) fn raft(&self) -> Result<Raft, AppendError> {
         Ok(self.running()?.raft)
     }
 
-    fn running(&self) -> Result<Running, AppendError> {
+    pub(crate) fn running(&self) -> Result<Running, AppendError> {
         if let Some(damage) = self.log().damage() {
             return Err(ReserveError::Damaged(damage).into());
         }
@@ -334,7 +140,7 @@ impl Partition {
         }
     }
 
-    fn not_leader(&self, leader: Option<NodeId>) -> AppendError {
+    pub(crate) fn not_leader(&self, leader: Option<NodeId>) -> AppendError {
         let key = self.key();
         AppendError::NotLeader { key, leader }
     }
@@ -346,7 +152,7 @@ impl Partition {
         }
     }
 
-    fn lost(&self, loss: Loss) -> AppendError {
+    pub(crate) fn lost(&self, loss: Loss) -> AppendError {
         match loss {
             Loss::Refused { leader } => self.not_leader(leader),
             Loss::Superseded => AppendError::LeadershipLost { key: self.key() },
@@ -536,25 +342,5 @@ fn log_error(error: LogError) -> AppendError {
         LogError::Damaged(damage) => ReserveError::Damaged(damage).into(),
         LogError::Failed(failure) => failure.into(),
         error @ LogError::Discontinuous { .. } => AppendError::Fatal(error.to_string()),
-    }
-}
-
-/// The sequences of an idempotent producer's batch; `None` where it is not idempotent.
-fn numbered(batch: &RecordBatch) -> Result<Option<Numbered>, AppendError> {
-    let header = batch.header();
-    let set = [
-        header.producer_id.is_some(),
-        header.producer_epoch.get() >= 0,
-        header.base_sequence.get() >= 0,
-    ];
-    match set {
-        [false, false, false] => Ok(None),
-        [true, true, true] => Ok(Some(Numbered {
-            producer: header.producer_id,
-            epoch: header.producer_epoch,
-            first: header.base_sequence,
-            last: header.base_sequence.plus(header.last_offset_delta),
-        })),
-        _ => Err(AppendError::BadProducerFields),
     }
 }

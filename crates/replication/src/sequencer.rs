@@ -8,7 +8,8 @@
 //! can fill. So [`Sequencer::fail`] gives them up with it: they leave the books at once, so that the retry of the failed
 //! one is again what is due, and the caller cancels them, upon which the log store writes an empty entry in their place if
 //! their turn to be appended still comes. The failure is told on openraft's core task, which is also the one that appends, so
-//! none of them can be appended between the failure and the cancellation.
+//! none of them can be appended between the failure and the cancellation. (A request that was dropped before it was sent is
+//! told elsewhere, but nothing can be behind it: it still holds the door.)
 //!
 //! **One term.** The books are kept for one term of leadership and thrown away after it: another leader may have appended
 //! for the same producers since. Each proposal is bound to the term in which it was sequenced, and refused in any other.
