@@ -86,10 +86,13 @@ impl Partition {
     ) -> Result<Admitted, AppendError> {
         let numbered = numbered(&batch)?;
         let _door = self.inner().door.lock().await;
-        let running = self.running()?;
-        let term = running
-            .leading()
-            .map_err(|leader| self.not_leader(leader))?;
+        let (running, term) = match self.leading() {
+            // While nobody leads, the next batch may already find this replica leading.
+            Err(error @ AppendError::NotLeader { leader: None, .. }) => {
+                return Err(self.refuse(numbered, error));
+            }
+            leading => leading?,
+        };
         if let Some(numbered) = numbered {
             match self.check(numbered, term)? {
                 Verdict::Due => {}
@@ -102,7 +105,10 @@ impl Partition {
                 }
             }
         }
-        let room = self.reserve(batch.bytes().len() as u64, deadline).await?;
+        let room = self
+            .reserve(batch.bytes().len() as u64, deadline)
+            .await
+            .map_err(|error| self.refuse(numbered, error))?;
         let flight = Flight::new();
         if let Some(numbered) = numbered {
             self.begin(numbered, &flight)?;
@@ -123,6 +129,14 @@ impl Partition {
         // Bound to the term in which its sequence was checked. A failure reaches the flight through its answer.
         drop(proposing.with_leader(term.get()).await);
         Ok(admitted)
+    }
+
+    /// Remembers that a batch was refused, so that those behind it are too.
+    fn refuse(&self, numbered: Option<Numbered>, error: AppendError) -> AppendError {
+        if let Some(numbered) = numbered {
+            self.inner().group.sequencer.lock().refuse(numbered);
+        }
+        error
     }
 
     /// Judges a batch by what is known of its producer in this term.

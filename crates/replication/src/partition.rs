@@ -51,7 +51,7 @@ impl fmt::Debug for Running {
 
 impl Running {
     /// The term that this replica leads, or who does.
-    pub(crate) fn leading(&self) -> Result<Term, Option<NodeId>> {
+    fn leading(&self) -> Result<Term, Option<NodeId>> {
         let server = self.server.borrow_watched();
         if server.state == ServerState::Leader {
             Ok(Term::new(server.vote.leader_id().term))
@@ -129,7 +129,16 @@ impl Partition {
         Ok(self.running()?.raft)
     }
 
-    pub(crate) fn running(&self) -> Result<Running, AppendError> {
+    /// What runs, and the term that it leads.
+    pub(crate) fn leading(&self) -> Result<(Running, Term), AppendError> {
+        let running = self.running()?;
+        match running.leading() {
+            Ok(term) => Ok((running, term)),
+            Err(leader) => Err(self.not_leader(leader)),
+        }
+    }
+
+    fn running(&self) -> Result<Running, AppendError> {
         if let Some(damage) = self.log().damage() {
             return Err(ReserveError::Damaged(damage).into());
         }
@@ -277,10 +286,7 @@ impl Partition {
         policy: RetentionPolicy,
         now: TimestampMs,
     ) -> Result<Offset, AppendError> {
-        let running = self.running()?;
-        let term = running
-            .leading()
-            .map_err(|leader| self.not_leader(leader))?;
+        let (running, term) = self.leading()?;
         let log = Arc::clone(self.log());
         let asking = tokio::task::spawn_blocking(move || {
             log.roll_if_due(now)?;

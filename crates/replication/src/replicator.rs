@@ -10,6 +10,7 @@ use openraft::{
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use quipu_model::{NodeId, Offset, PartitionKey, TopicConfig};
 use quipu_storage::{OpenError, Store};
+use tokio::sync::oneshot;
 
 use crate::{
     config::config,
@@ -269,6 +270,15 @@ async fn trim(inner: &Inner, raft: &Raft, before: Offset) -> Result<(), String> 
         log.trim(before).map_err(|e| e.to_string())
     });
     trimming.await.map_err(|e| e.to_string())??;
+    // Only then is it said to be done: a start offset that goes back after a crash would surprise who read it.
+    let (tell, flushed) = oneshot::channel();
+    let barrier = Box::new(move |result| drop(tell.send(result)));
+    let log = &inner.group.log;
+    log.append(Vec::new(), barrier).map_err(|e| e.to_string())?;
+    flushed
+        .await
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())?;
     let Some(last) = inner.group.mark_purgeable() else {
         return Ok(());
     };

@@ -11,6 +11,10 @@
 //! none of them can be appended between the failure and the cancellation. (A request that was dropped before it was sent is
 //! told elsewhere, but nothing can be behind it: it still holds the door.)
 //!
+//! **Nothing known.** A producer of which the log knows nothing (a new one, or one whose batches retention dropped) may begin
+//! with any sequence, as with Kafka. For one whose first batch was just refused (no room, no leader yet) that would be
+//! wrong: those behind it in the client's pipeline would be taken for the first. So [`Sequencer::refuse`] keeps what is due.
+//!
 //! **One term.** The books are kept for one term of leadership and thrown away after it: another leader may have appended
 //! for the same producers since. Each proposal is bound to the term in which it was sequenced, and refused in any other.
 //!
@@ -28,6 +32,8 @@ use quipu_storage::{MAX_PRODUCER_BATCHES, ProducerBatch, ProducerTail};
 
 /// How many producers without batches in flight are kept in memory.
 const IDLE_PRODUCERS: usize = 64;
+/// Of how many producers a refused first batch is remembered.
+const MOST_REFUSED: usize = 1024;
 
 /// The sequences of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +85,8 @@ pub(crate) struct Sequencer<T> {
     term: Term,
     next_number: u64,
     producers: HashMap<ProducerId, Producer<T>>,
+    /// The first batch that was refused since the producer's last one was let through.
+    refused: HashMap<ProducerId, (ProducerEpoch, Sequence)>,
 }
 
 impl<T: Clone> Sequencer<T> {
@@ -87,6 +95,7 @@ impl<T: Clone> Sequencer<T> {
             term: Term::default(),
             next_number: 0,
             producers: HashMap::new(),
+            refused: HashMap::new(),
         }
     }
 
@@ -105,6 +114,9 @@ impl<T: Clone> Sequencer<T> {
     /// Takes over what the log knows of a producer that has nothing in flight.
     pub(crate) fn load(&mut self, producer: ProducerId, tail: Option<ProducerTail>) {
         self.forget_idle();
+        if tail.is_some() {
+            self.refused.remove(&producer);
+        }
         let (epoch, tail) = tail.map_or((None, VecDeque::new()), |tail| {
             (Some(tail.epoch), tail.batches.into())
         });
@@ -131,7 +143,7 @@ impl<T: Clone> Sequencer<T> {
     /// Judges a batch of a producer that was loaded.
     pub(crate) fn check(&self, batch: Numbered) -> Result<Verdict<T>, Refusal> {
         let Some(state) = self.producers.get(&batch.producer) else {
-            return Ok(Verdict::Due);
+            return self.check_first(batch);
         };
         let newest = state
             .in_flight
@@ -142,8 +154,7 @@ impl<T: Clone> Sequencer<T> {
             state.epoch.map(|epoch| (epoch, last))
         };
         let Some((current, last)) = newest.or_else(in_log) else {
-            // Nothing is known, perhaps because retention dropped it: any sequence may be the first, as with Kafka.
-            return Ok(Verdict::Due);
+            return self.check_first(batch);
         };
         if batch.epoch < current {
             return Err(Refusal::Fenced { current });
@@ -165,11 +176,35 @@ impl<T: Clone> Sequencer<T> {
         }
     }
 
+    fn check_first(&self, batch: Numbered) -> Result<Verdict<T>, Refusal> {
+        match self.refused.get(&batch.producer) {
+            Some(&(epoch, expected)) if epoch == batch.epoch && expected != batch.first => {
+                Err(Refusal::OutOfOrder { expected })
+            }
+            _ => Ok(Verdict::Due),
+        }
+    }
+
+    /// Notes that a batch was not let through, for another reason than its sequence: it stays what is due.
+    pub(crate) fn refuse(&mut self, batch: Numbered) {
+        let refused = (batch.epoch, batch.first);
+        let room = self.refused.len() < MOST_REFUSED;
+        match self.refused.get_mut(&batch.producer) {
+            Some(first) if first.0 < batch.epoch => *first = refused,
+            Some(_) => {}
+            None if room => {
+                self.refused.insert(batch.producer, refused);
+            }
+            None => {}
+        }
+    }
+
     /// Notes a batch that [`Sequencer::check`] found due as in flight. The number names it in [`Sequencer::complete`] and
     /// [`Sequencer::fail`].
     pub(crate) fn begin(&mut self, batch: Numbered, token: T) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
+        self.refused.remove(&batch.producer);
         let state = self.producers.entry(batch.producer).or_insert(Producer {
             epoch: None,
             tail: VecDeque::new(),
@@ -216,8 +251,12 @@ impl<T: Clone> Sequencer<T> {
         let Some(at) = state.in_flight.iter().position(|f| f.number == number) else {
             return Vec::new();
         };
-        let given_up = state.in_flight.drain(at..).skip(1);
-        given_up.map(|f| f.token).collect()
+        let mut failed: Vec<InFlight<T>> = state.in_flight.drain(at..).collect();
+        let behind = failed.split_off(1);
+        for first in failed {
+            self.refuse(first.batch);
+        }
+        behind.into_iter().map(|f| f.token).collect()
     }
 }
 
@@ -383,6 +422,29 @@ mod tests {
         books.begin(batch(0, 10, 19), 4);
         assert_eq!(books.fail(P, failing), Vec::<u32>::new());
         assert_eq!(books.check(batch(0, 10, 19)), Ok(Verdict::InFlight(4)));
+    }
+
+    #[test]
+    fn behind_a_refused_first_batch_nothing_else_may_begin() {
+        let mut books = Sequencer::<u32>::new();
+        books.refuse(batch(0, 0, 9));
+        books.refuse(batch(0, 10, 19));
+        books.load(P, None);
+        assert_eq!(books.check(batch(0, 20, 29)), out_of_order(0));
+        assert_eq!(books.check(batch(0, 0, 9)), Ok(Verdict::Due));
+        let failing = books.begin(batch(0, 0, 9), 1);
+        books.begin(batch(0, 10, 19), 2);
+        assert_eq!(books.fail(P, failing), vec![2]);
+        books.enter_term(Term::new(3));
+        assert_eq!(books.check(batch(0, 20, 29)), out_of_order(0));
+        // What the log knows is better, and a new epoch owes nothing to the old one.
+        assert_eq!(books.check(batch(1, 0, 9)), Ok(Verdict::Due));
+        for id in 0..10_000 {
+            let mut other = batch(0, 0, 9);
+            other.producer = ProducerId::new(100 + id);
+            books.refuse(other);
+        }
+        assert!(books.refused.len() <= super::MOST_REFUSED);
     }
 
     #[test]
