@@ -16,7 +16,12 @@ pub(crate) struct ConsumeArgs {
     #[arg(long, value_name = "P")]
     partition: Vec<u32>,
     /// Where to begin: earliest, latest, an OFFSET, -N (so many records before the end of each partition), or @TIME (RFC 3339, or milliseconds since 1970)
-    #[arg(long, value_name = "PLACE", default_value = "earliest", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "PLACE",
+        default_value = "earliest",
+        allow_hyphen_values = true
+    )]
     from: Place,
     /// Where to stop, before that record: an OFFSET, latest (the end as it is now) or @TIME
     #[arg(long, value_name = "PLACE")]

@@ -77,7 +77,10 @@ async fn send_lines(args: &ProduceArgs, producer: &Producer, tally: &mut Tally) 
     let headers: Vec<_> = headers
         .map(|(key, value)| (key.as_str(), Some(value.as_bytes())))
         .collect();
-    let separator = args.key_separator.as_deref().map(memchr::memmem::Finder::new);
+    let separator = args
+        .key_separator
+        .as_deref()
+        .map(memchr::memmem::Finder::new);
     let mut blocks = read_blocks();
     loop {
         let block = tokio::select! {
