@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 pub(crate) struct LogArgs {
     /// What to log: error, warn, info, debug, trace or off; also by part, such as `info,quipu_storage=debug`
     #[arg(
+        id = "log_filter",
         long = "log",
         env = "QUIPU_LOG",
         global = true,
@@ -17,6 +18,7 @@ pub(crate) struct LogArgs {
     filter: Option<String>,
     /// How log lines look
     #[arg(
+        id = "log_format",
         long = "log-format",
         env = "QUIPU_LOG_FORMAT",
         global = true,
