@@ -68,6 +68,15 @@ async fn assignments(args: &ConsumeArgs, admin: &Admin) -> Result<Vec<Assignment
             args.topic,
             known.saturating_sub(1)
         );
+        if let (Place::Offset(offset), false) = (args.from, args.follow) {
+            let latest = admin.list_offset(&args.topic, partition, OffsetAt::Latest);
+            let latest = latest.await?.offset;
+            ensure!(
+                offset <= latest,
+                "partition {partition} of topic {:?} ends before offset {latest}: --from {offset} is past it; --follow waits",
+                args.topic
+            );
+        }
         let end = end(args, admin, partition).await?;
         assignments.push(Assignment::new(&args.topic, partition, start).until(end));
     }

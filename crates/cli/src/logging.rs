@@ -1,5 +1,7 @@
 //! What the program says about itself while it runs, on standard error.
 
+use std::io::IsTerminal;
+
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
@@ -41,6 +43,7 @@ pub(crate) fn init(args: &LogArgs, default: &str) -> Result<()> {
         .with_context(|| format!("--log {filter:?} is not a level, nor a list of part=level"))?;
     let subscriber = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter);
     match args.format {
         LogFormat::Text => subscriber.init(),

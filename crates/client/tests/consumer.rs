@@ -1,4 +1,5 @@
 //! What a consumer promises.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fake;
 
@@ -201,4 +202,19 @@ async fn a_broker_that_is_away_is_waited_for() {
         (0..300).collect::<Vec<_>>()
     );
     assert_eq!(broker.fetches(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hundreds_of_partitions_are_read_side_by_side() {
+    let partitions = 450;
+    let broker = filled(partitions, 2).await;
+    let assignments = (0..partitions).map(|p| Assignment::new(TOPIC, p, Start::Earliest));
+    let mut consumer = consumer(&broker, assignments.collect()).await;
+    let mut seen = vec![0; partitions as usize];
+    while seen.iter().sum::<usize>() < 2 * partitions as usize {
+        let record = tokio::time::timeout(Duration::from_secs(60), consumer.next()).await;
+        let record = record.expect("every partition is read").unwrap().unwrap();
+        seen[record.partition as usize] += 1;
+    }
+    assert!(seen.iter().all(|records| *records == 2));
 }

@@ -1,4 +1,5 @@
 //! What a producer promises, against a broker that loses connections, delays and refuses.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fake;
 

@@ -4,6 +4,7 @@
     dead_code,
     unreachable_pub,
     missing_debug_implementations,
+    clippy::unwrap_used,
     reason = "each test program uses a part of it"
 )]
 
