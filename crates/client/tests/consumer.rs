@@ -31,7 +31,7 @@ async fn fill(broker: &Arc<Broker>, partitions: u32, range: std::ops::Range<u64>
             let value = n.to_string();
             let record = Record::new(TOPIC).partition(partition);
             let record = record.value(value.as_bytes());
-            let _ = producer.send(record).await.unwrap();
+            drop(producer.send(record).await.unwrap());
         }
     }
     producer.close().await.unwrap();

@@ -293,10 +293,8 @@ async fn without_acknowledgement_no_offset_is_told_and_nothing_blocks() {
     };
     let producer = producer(&broker, config).await;
     for value in values(100) {
-        let _ = producer
-            .send(Record::new(TOPIC).value(value.as_bytes()))
-            .await
-            .unwrap();
+        let record = Record::new(TOPIC).value(value.as_bytes());
+        drop(producer.send(record).await.unwrap());
     }
     producer.close().await.unwrap();
     let stored: usize = (0..3).map(|p| broker.values(p).len()).sum();
