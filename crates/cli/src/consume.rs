@@ -16,7 +16,12 @@ pub(crate) struct ConsumeArgs {
     #[arg(long, value_name = "P")]
     partition: Vec<u32>,
     /// Where to begin: earliest, latest, an OFFSET, -N (so many records before the end of each partition), or @TIME (RFC 3339, or milliseconds since 1970)
-    #[arg(long, value_name = "PLACE", default_value = "earliest", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "PLACE",
+        default_value = "earliest",
+        allow_hyphen_values = true
+    )]
     from: Place,
     /// Where to stop, before that record: an OFFSET, latest (the end as it is now) or @TIME
     #[arg(long, value_name = "PLACE")]
@@ -63,6 +68,15 @@ async fn assignments(args: &ConsumeArgs, admin: &Admin) -> Result<Vec<Assignment
             args.topic,
             known.saturating_sub(1)
         );
+        if let (Place::Offset(offset), false) = (args.from, args.follow) {
+            let latest = admin.list_offset(&args.topic, partition, OffsetAt::Latest);
+            let latest = latest.await?.offset;
+            ensure!(
+                offset <= latest,
+                "partition {partition} of topic {:?} ends before offset {latest}: --from {offset} is past it; --follow waits",
+                args.topic
+            );
+        }
         let end = end(args, admin, partition).await?;
         assignments.push(Assignment::new(&args.topic, partition, start).until(end));
     }

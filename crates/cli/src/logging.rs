@@ -1,5 +1,7 @@
 //! What the program says about itself while it runs, on standard error.
 
+use std::io::IsTerminal;
+
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
@@ -8,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 pub(crate) struct LogArgs {
     /// What to log: error, warn, info, debug, trace or off; also by part, such as `info,quipu_storage=debug`
     #[arg(
+        id = "log_filter",
         long = "log",
         env = "QUIPU_LOG",
         global = true,
@@ -17,6 +20,7 @@ pub(crate) struct LogArgs {
     filter: Option<String>,
     /// How log lines look
     #[arg(
+        id = "log_format",
         long = "log-format",
         env = "QUIPU_LOG_FORMAT",
         global = true,
@@ -39,6 +43,7 @@ pub(crate) fn init(args: &LogArgs, default: &str) -> Result<()> {
         .with_context(|| format!("--log {filter:?} is not a level, nor a list of part=level"))?;
     let subscriber = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter);
     match args.format {
         LogFormat::Text => subscriber.init(),

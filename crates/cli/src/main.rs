@@ -134,9 +134,49 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     use super::Cli;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn every_command_is_understood() {
+        for line in [
+            "quipu dev --data-dir d --grpc-listen 127.0.0.1:0 --log debug --log-format json",
+            "quipu server --node-id 1 --data-dir d --config f --memory 1GiB",
+            "quipu topic create t --partitions 3 --config retention.ms=1 --config segment.bytes=4096",
+            "quipu topic list --json --broker host:9093",
+            "quipu topic alter t --config retention.ms=1 --reset segment.ms",
+            "quipu produce t --partition 1 --header a=b --header a=c --acks leader --compression zstd",
+            "quipu consume t --from -10 --to @2026-11-24T10:00:00Z --count 5 --format raw --follow",
+            "quipu consume t --from=@1700000000000 --partition 1 --partition 2",
+            "quipu bench produce --records 10 --record-size 100 --producers 4 --batch-bytes 1MiB --rate 1000",
+            "quipu bench consume --topic t --json",
+            "quipu log dump f --records",
+            "quipu log verify d",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for line in [
+            "quipu",
+            "quipu produce",
+            "quipu produce t --acks some",
+            "quipu consume t --from soon",
+            "quipu topic create t --config retention.ms",
+            "quipu server --voters 1@h:9093",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, Read},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -44,6 +45,9 @@ pub(crate) struct ProduceArgs {
     /// The size at which a batch is sent without waiting for more
     #[arg(long, value_name = "BYTES", default_value = "64KiB", value_parser = parse_bytes)]
     batch_bytes: usize,
+    /// How long a record may wait for its acknowledgement, through every retry, before it fails
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -58,6 +62,7 @@ pub(crate) async fn run(args: ProduceArgs) -> Result<()> {
             acks: args.acks.into(),
             compression: args.compression.into(),
             batch_bytes: args.batch_bytes,
+            delivery_timeout: Duration::from_secs(args.timeout),
             ..ProducerConfig::default()
         })
         .await?;
@@ -77,7 +82,10 @@ async fn send_lines(args: &ProduceArgs, producer: &Producer, tally: &mut Tally) 
     let headers: Vec<_> = headers
         .map(|(key, value)| (key.as_str(), Some(value.as_bytes())))
         .collect();
-    let separator = args.key_separator.as_deref().map(memchr::memmem::Finder::new);
+    let separator = args
+        .key_separator
+        .as_deref()
+        .map(memchr::memmem::Finder::new);
     let mut blocks = read_blocks();
     loop {
         let block = tokio::select! {

@@ -10,7 +10,10 @@ pub(crate) fn write<const N: usize>(
 ) -> io::Result<()> {
     let widths: [usize; N] = std::array::from_fn(|column| {
         let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
+        cells
+            .chain([headings[column].chars().count()])
+            .max()
+            .unwrap_or(0)
     });
     let headings = headings.map(str::to_owned);
     for row in std::iter::once(&headings).chain(rows) {
@@ -27,7 +30,10 @@ pub(crate) fn write<const N: usize>(
 mod tests {
     #[test]
     fn columns_line_up() {
-        let rows = [["a".to_owned(), "1".to_owned()], ["longer".to_owned(), "22".to_owned()]];
+        let rows = [
+            ["a".to_owned(), "1".to_owned()],
+            ["longer".to_owned(), "22".to_owned()],
+        ];
         let mut out = Vec::new();
         super::write(&mut out, ["NAME", "N"], &rows).unwrap();
         assert_eq!(

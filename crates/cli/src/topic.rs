@@ -193,7 +193,14 @@ fn describe(description: &TopicDescription, json: bool) -> Result<()> {
     }
     let rows: Vec<_> = description.partitions.iter().map(partition_row).collect();
     let headings = [
-        "PARTITION", "LEADER", "EPOCH", "REPLICAS", "START", "END", "BYTES", "STATE",
+        "PARTITION",
+        "LEADER",
+        "EPOCH",
+        "REPLICAS",
+        "START",
+        "END",
+        "BYTES",
+        "STATE",
     ];
     table::write(&mut out, headings, &rows)?;
     Ok(())

@@ -1,6 +1,6 @@
 //! Topics, offsets and the cluster itself.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use quipu_model::{Offset, TimestampMs};
 use quipu_proto::v1::{
@@ -14,8 +14,11 @@ pub use quipu_proto::v1::{
     PartitionDescription, Topic,
 };
 
+use tokio::time::{Instant, sleep};
+
 use crate::{
     Result,
+    backoff::backoff,
     cluster::{Cluster, log_client},
     error::Error,
 };
@@ -180,25 +183,51 @@ impl Admin {
     }
 }
 
-/// Asks the leader, and once more after learning of another one.
+/// For how long a partition between two leaders is asked again: longer than any election.
+const ELECTION: Duration = Duration::from_secs(5);
+
+/// Asks the leader, and the next one where it is another by now.
 pub(crate) async fn list_offset(
     cluster: &Cluster,
     topic: &str,
     partition: u32,
     at: OffsetAt,
 ) -> Result<ListedOffset> {
-    let leader = cluster.leader(topic, partition, None).await?;
-    let asked_at = tokio::time::Instant::now();
-    let answer = match list_offset_at(cluster, &leader, topic, partition, at).await {
-        Err(error) if error.is_stale_metadata() => {
-            let leader = match error.leader() {
-                Some(leader) => leader.into(),
-                None => cluster.leader(topic, partition, Some(asked_at)).await?,
-            };
-            list_offset_at(cluster, &leader, topic, partition, at).await
+    let give_up_at = Instant::now() + ELECTION;
+    let (mut not_before, mut hint, mut attempt) = (None, None, 0);
+    loop {
+        attempt += 1;
+        let error = match list_offset_once(cluster, (topic, partition), at, not_before, hint).await
+        {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let wait = backoff(
+            attempt,
+            Duration::from_millis(10),
+            Duration::from_millis(500),
+        );
+        if !error.is_retryable() || Instant::now() + wait > give_up_at {
+            return Err(error);
         }
-        answer => answer,
-    }?;
+        hint = error.leader().map(Box::from);
+        not_before = Some(Instant::now());
+        sleep(wait).await;
+    }
+}
+
+async fn list_offset_once(
+    cluster: &Cluster,
+    (topic, partition): (&str, u32),
+    at: OffsetAt,
+    not_before: Option<Instant>,
+    hint: Option<Box<str>>,
+) -> Result<ListedOffset> {
+    let leader = match hint {
+        Some(leader) => leader,
+        None => cluster.leader(topic, partition, not_before).await?,
+    };
+    let answer = list_offset_at(cluster, &leader, topic, partition, at).await?;
     Ok(ListedOffset {
         offset: Offset::new(answer.offset),
         timestamp: answer.timestamp_ms.map(TimestampMs::new),

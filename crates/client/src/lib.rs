@@ -75,4 +75,7 @@ pub use error::{Error, ErrorReason, Outcome, Reason, Result};
 pub use producer::{
     Acks, Delivery, Producer, ProducerConfig, Record, RecordMetadata, murmur2, partition_for_key,
 };
-pub use quipu_model::batch::{Compression, RecordHeader};
+pub use quipu_model::{
+    Offset, TimestampMs,
+    batch::{Compression, Record as StoredRecord, RecordHeader},
+};

@@ -6,9 +6,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use futures::FutureExt;
 use parking_lot::Mutex;
-use quipu_client::{
-    Client, Delivery, ErrorReason, NewTopic, Producer, ProducerConfig, Record,
-};
+use quipu_client::{Client, Delivery, ErrorReason, NewTopic, Producer, ProducerConfig, Record};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::time::{Instant, sleep_until};
 
@@ -68,7 +66,10 @@ pub(crate) struct BenchProduceArgs {
 pub(crate) async fn run(args: BenchProduceArgs) -> Result<()> {
     ensure!(args.producers > 0, "--producers is 0: give at least 1");
     ensure!(args.rate != Some(0), "--rate is 0: give at least 1");
-    ensure!(args.outstanding != Some(0), "--outstanding is 0: give at least 1");
+    ensure!(
+        args.outstanding != Some(0),
+        "--outstanding is 0: give at least 1"
+    );
     ensure!(
         args.record_size < POOL_BYTES,
         "--record-size is {}: give less than {POOL_BYTES}",

@@ -7,10 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use quipu_model::{
-    Position, RecordBatch, TopicConfig,
-    batch::BatchHeader,
-};
+use quipu_model::{Position, RecordBatch, TopicConfig, batch::BatchHeader};
 
 /// The batches of a segment, with the position of each.
 #[derive(Debug)]
@@ -140,10 +137,7 @@ mod tests {
         let second = flipped.len() / 2;
         flipped[second + 65] ^= 1;
         let refusal = format!("{:#}", read(&flipped).unwrap_err());
-        assert!(
-            refusal.contains(&format!("position {second}")),
-            "{refusal}"
-        );
+        assert!(refusal.contains(&format!("position {second}")), "{refusal}");
         let mut behind = bytes(&[0]);
         behind.resize(behind.len() + 100_000, 0);
         behind.push(1);

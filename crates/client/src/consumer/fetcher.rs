@@ -20,8 +20,12 @@ use crate::{
     error::{Error, ErrorReason},
 };
 
-/// A consumer's own connections: what it leaves unread fills their flow-control windows, and holds up nobody else.
-pub(super) type Channels = Mutex<HashMap<Box<str>, Channel>>;
+/// Streams that share one connection: servers bound them, at 200 or fewer by default, and one more would wait for ever.
+const STREAMS_PER_CONNECTION: usize = 100;
+
+/// A consumer's own connections: what it leaves unread fills their flow-control windows, and holds up nobody else. Each
+/// stream holds its connection, so that the count of its holders is that of its streams.
+pub(super) type Channels = Mutex<HashMap<Box<str>, Vec<Arc<Channel>>>>;
 
 /// What a fetcher has to tell.
 #[derive(Debug)]
@@ -121,7 +125,8 @@ impl Fetcher {
             max_bytes: self.config.fetch_bytes,
             end_offset: self.end.map(Offset::get),
         };
-        let mut client = log_client(self.channel(&address)?);
+        let channel = self.channel(&address)?;
+        let mut client = log_client(Channel::clone(&channel));
         let mut stream = tokio::select! {
             stream = client.fetch_stream(request) => stream.map_err(failed)?.into_inner(),
             () = batches.closed() => return Ok(Ended::Finished),
@@ -198,13 +203,17 @@ impl Fetcher {
         }
     }
 
-    fn channel(&self, address: &str) -> Result<Channel> {
+    fn channel(&self, address: &str) -> Result<Arc<Channel>> {
         let mut channels = self.channels.lock();
-        if let Some(channel) = channels.get(address) {
-            return Ok(channel.clone());
+        let channels = channels.entry(address.into()).or_default();
+        // One holder is the map.
+        let has_room =
+            |channel: &&Arc<Channel>| Arc::strong_count(channel) <= STREAMS_PER_CONNECTION;
+        if let Some(channel) = channels.iter().find(has_room) {
+            return Ok(Arc::clone(channel));
         }
-        let channel = self.cluster.dial(address)?;
-        channels.insert(address.into(), channel.clone());
+        let channel = Arc::new(self.cluster.dial(address)?);
+        channels.push(Arc::clone(&channel));
         Ok(channel)
     }
 }

@@ -15,13 +15,16 @@ use bytes::Bytes;
 use futures::Stream;
 use quipu_model::{
     Offset, RecordBatch, TimestampMs,
-    batch::{Record, RecordHeader},
+    batch::{Record as StoredRecord, RecordHeader},
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
 pub use self::config::{Assignment, ConsumerConfig, End, OutOfRange, Start};
 use self::fetcher::{Channels, Fetched, Fetcher};
 use crate::{OffsetAt, Result, admin::list_offset, cluster::Cluster, error::Error};
+
+/// Records of a batch for which memory is set aside before they were seen.
+const MOST_PREALLOCATED: usize = 4096;
 
 /// A record that was read. Key, value and headers are slices of the message that brought them, without a copy: one that
 /// is kept for long keeps its whole message in memory.
@@ -51,7 +54,7 @@ pub struct RecordChunk {
     /// The partition.
     pub partition: u32,
     /// At least one record.
-    pub records: Vec<Record>,
+    pub records: Vec<StoredRecord>,
 }
 
 /// Reads assigned partitions: as a [`Stream`] of records, or batch by batch with [`Consumer::next_batch`]. Both end once
@@ -75,7 +78,7 @@ pub struct Consumer {
 struct Current {
     /// Its place among the assigned partitions.
     at: usize,
-    records: std::vec::IntoIter<Record>,
+    records: std::vec::IntoIter<StoredRecord>,
 }
 
 #[derive(Debug)]
@@ -219,7 +222,7 @@ impl Consumer {
             },
         };
         let assigned = &mut self.partitions[current.at];
-        let records: Vec<Record> = current.records.collect();
+        let records: Vec<StoredRecord> = current.records.collect();
         if let Some(last) = records.last() {
             assigned.position = last.offset.plus(1);
         }
@@ -341,7 +344,7 @@ impl Consumer {
 
 impl Assigned {
     /// The records of the next batch; `Ready(None)` at the end, `Pending` for ever while paused.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Vec<Record>>>> {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Vec<StoredRecord>>>> {
         if self.paused {
             return Poll::Pending;
         }
@@ -373,7 +376,7 @@ impl Assigned {
     }
 
     /// A batch's records from the position on and before the end.
-    fn records(&self, batch: &RecordBatch) -> Result<Vec<Record>> {
+    fn records(&self, batch: &RecordBatch) -> Result<Vec<StoredRecord>> {
         if batch.header().is_control() {
             return Ok(Vec::new());
         }
@@ -385,7 +388,9 @@ impl Assigned {
                 batch.header().base_offset
             ))
         };
-        let mut records = Vec::new();
+        // Not on the word of the count alone: it may lie in a compressed batch.
+        let count = batch.header().record_count as usize;
+        let mut records = Vec::with_capacity(count.min(MOST_PREALLOCATED));
         for record in batch.records().map_err(bad)? {
             let record = record.map_err(bad)?;
             if self.end.is_some_and(|end| record.offset >= end) {

@@ -337,7 +337,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn full_batches_go_at_once_in_order_and_never_exceed_their_bound() {
         let (config, topic) = topic(1);
-        let value = [7; 300];
+        let value = [7; 400];
         let sent: Vec<_> = (0..7)
             .map(|_| append(&config, &topic, &Record::new("t").value(&value)).1)
             .collect();

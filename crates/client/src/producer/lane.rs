@@ -119,7 +119,7 @@ impl Lane {
     ) -> Option<RecordBatch> {
         let config = &accumulator.config;
         let in_flight = self.in_flight();
-        if self.phase != Phase::Flowing || in_flight >= config.max_in_flight {
+        if self.phase != Phase::Flowing || in_flight >= self.allowed(config) {
             return None;
         }
         while self.queue.len() == in_flight {
@@ -133,6 +133,15 @@ impl Lane {
         });
         entry.may_be_stored = true;
         Some(entry.batch.clone())
+    }
+
+    /// How many batches may be in flight. After a failure the first one goes alone: if it fails again, those behind it
+    /// would have been sent in vain.
+    fn allowed(&self, config: &ProducerConfig) -> usize {
+        match self.attempt {
+            0 => config.max_in_flight,
+            _ => 1,
+        }
     }
 
     /// While the lane flows, what is in flight stands at the front.
@@ -364,7 +373,7 @@ impl Lane {
         let expiry = oldest.map(|at| at + config.delivery_timeout);
         let phase = match self.phase {
             Phase::Waiting(until) if oldest.is_some() && until > now => Some(until),
-            Phase::Flowing if self.in_flight() < config.max_in_flight => waiting
+            Phase::Flowing if self.in_flight() < self.allowed(config) => waiting
                 .filter(|(_, lingers)| *lingers)
                 .map(|(at, _)| at + config.linger),
             _ => None,

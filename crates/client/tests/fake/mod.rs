@@ -1,0 +1,465 @@
+//! A broker in memory: one topic, the rules of idempotent producers, and a script of what goes wrong. It is reached through
+//! in-memory pipes, so that tests run under tokio's paused clock.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    reason = "each test program uses a part of it"
+)]
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::Stream;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use quipu_client::{Client, ClientConfig, ErrorReason};
+use quipu_model::{LeaderEpoch, Offset, ProducerId, RecordBatch};
+use quipu_proto::v1::{
+    admin_server::{Admin, AdminServer},
+    list_offsets_request::At,
+    log_server::{Log, LogServer},
+    produce_request::Payload,
+    *,
+};
+use tokio::{
+    io::DuplexStream,
+    sync::{mpsc, watch},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Channel, Endpoint, Server},
+};
+
+pub const TOPIC: &str = "t";
+
+/// What happens to a produce request.
+#[derive(Clone, Debug)]
+pub enum Fate {
+    /// It is answered as a broker answers.
+    Served,
+    /// It is answered as a broker answers, so much later.
+    Delayed(Duration),
+    /// It is refused, and not stored.
+    Refused(ErrorReason, bool),
+    /// The stream breaks before it is stored.
+    LostBefore,
+    /// The stream breaks after it was stored: the answer is lost.
+    LostAfter,
+    /// It is never answered, and not stored.
+    Swallowed,
+}
+
+type Script = Box<dyn FnMut(u64) -> Fate + Send>;
+
+pub struct Broker {
+    state: Mutex<State>,
+    script: Mutex<Script>,
+    requests: AtomicU64,
+    down: AtomicBool,
+    end: watch::Sender<u64>,
+    connections: mpsc::Sender<io::Result<DuplexStream>>,
+}
+
+#[derive(Default)]
+struct State {
+    partitions: Vec<Partition>,
+    next_producer: i64,
+    fetches: u64,
+}
+
+#[derive(Default)]
+struct Partition {
+    batches: Vec<RecordBatch>,
+    end: u64,
+    start: u64,
+    producers: HashMap<i64, Producer>,
+}
+
+#[derive(Default)]
+struct Producer {
+    next: i32,
+    /// Base sequence and offset of the last five batches.
+    last: VecDeque<(i32, u64)>,
+}
+
+impl Broker {
+    pub fn start(partitions: usize, script: impl FnMut(u64) -> Fate + Send + 'static) -> Arc<Self> {
+        let (connections, incoming) = mpsc::channel(16);
+        let broker = Arc::new(Self {
+            state: Mutex::new(State {
+                partitions: (0..partitions).map(|_| Partition::default()).collect(),
+                ..State::default()
+            }),
+            script: Mutex::new(Box::new(script)),
+            requests: AtomicU64::new(0),
+            down: AtomicBool::new(false),
+            end: watch::channel(0).0,
+            connections,
+        });
+        let service = Services(Arc::clone(&broker));
+        tokio::spawn(async move {
+            let log = LogServer::new(service.clone()).max_decoding_message_size(64 << 20);
+            Server::builder()
+                .add_service(log)
+                .add_service(AdminServer::new(service))
+                .serve_with_incoming(ReceiverStream::new(incoming))
+                .await
+                .unwrap();
+        });
+        broker
+    }
+
+    pub fn client(self: &Arc<Self>) -> Client {
+        let broker = Arc::clone(self);
+        let config = ClientConfig::new("fake:9093");
+        Client::with_channels(config, move |_| broker.channel()).unwrap()
+    }
+
+    fn channel(self: &Arc<Self>) -> Channel {
+        let broker = Arc::clone(self);
+        let connector = tower::service_fn(move |_| {
+            let broker = Arc::clone(&broker);
+            async move {
+                if broker.down.load(Ordering::Relaxed) {
+                    return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+                }
+                let (ours, theirs) = tokio::io::duplex(1 << 20);
+                broker.connections.send(Ok(theirs)).await.unwrap();
+                Ok(TokioIo::new(ours))
+            }
+        });
+        Endpoint::from_static("http://fake").connect_with_connector_lazy(connector)
+    }
+
+    /// Whether connections are refused from now on.
+    pub fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
+    }
+
+    /// How many produce requests have come.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// How many fetch streams were opened.
+    pub fn fetches(&self) -> u64 {
+        self.state.lock().fetches
+    }
+
+    /// Forgets everything before an offset.
+    pub fn trim(&self, partition: usize, start: u64) {
+        let mut state = self.state.lock();
+        let partition = &mut state.partitions[partition];
+        partition.start = start;
+        partition
+            .batches
+            .retain(|batch| batch.header().next_offset().get() > start);
+    }
+
+    /// The values stored in a partition, as text.
+    pub fn values(&self, partition: usize) -> Vec<String> {
+        let state = self.state.lock();
+        let batches = state.partitions[partition].batches.iter();
+        batches
+            .flat_map(|batch| batch.records().unwrap())
+            .map(|record| {
+                let value = record.unwrap().value.unwrap();
+                String::from_utf8(value.to_vec()).unwrap()
+            })
+            .collect()
+    }
+
+    fn append(&self, request: &ProduceRequest) -> ProduceResponse {
+        let Some(Payload::Batch(bytes)) = request.payload.clone() else {
+            panic!("clients send batches");
+        };
+        let batch = RecordBatch::from_bytes(bytes).unwrap();
+        batch.validate_records().unwrap();
+        let mut state = self.state.lock();
+        let partition = &mut state.partitions[request.partition as usize];
+        match partition.append(batch) {
+            Ok((base, duplicate)) => {
+                self.end.send_modify(|changes| *changes += 1);
+                ProduceResponse {
+                    correlation_id: request.correlation_id,
+                    base_offset: Some(base),
+                    duplicate,
+                    error: None,
+                }
+            }
+            Err(reason) => refusal(request, reason, false),
+        }
+    }
+
+    /// The answer to a request, or `None` where the stream breaks.
+    async fn produce_one(&self, request: ProduceRequest) -> Option<Option<ProduceResponse>> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let fate = (self.script.lock())(number);
+        match fate {
+            Fate::Served => Some(Some(self.append(&request))),
+            Fate::Delayed(wait) => {
+                tokio::time::sleep(wait).await;
+                Some(Some(self.append(&request)))
+            }
+            Fate::Refused(reason, retryable) => Some(Some(refusal(&request, reason, retryable))),
+            Fate::LostBefore => None,
+            Fate::LostAfter => {
+                self.append(&request);
+                None
+            }
+            Fate::Swallowed => Some(None),
+        }
+    }
+
+    fn read(&self, request: &FetchStreamRequest) -> Result<(Bytes, u64), Error> {
+        let state = self.state.lock();
+        let partition = &state.partitions[request.partition as usize];
+        if request.offset < partition.start || request.offset > partition.end {
+            return Err(error(ErrorReason::OffsetOutOfRange, false));
+        }
+        let mut found = BytesMut::new();
+        let mut next = request.offset;
+        for batch in &partition.batches {
+            let after = batch.header().next_offset().get();
+            if after > request.offset && found.len() < 1000 {
+                found.extend_from_slice(batch.bytes());
+                next = after;
+            }
+        }
+        Ok((found.freeze(), next))
+    }
+}
+
+impl Partition {
+    fn append(&mut self, batch: RecordBatch) -> Result<(u64, bool), ErrorReason> {
+        let header = *batch.header();
+        if header.producer_id != ProducerId::NONE {
+            let producer = self.producers.entry(header.producer_id.get()).or_default();
+            let sequence = header.base_sequence.get();
+            if let Some((_, base)) = producer.last.iter().find(|(s, _)| *s == sequence) {
+                return Ok((*base, true));
+            }
+            if sequence < producer.next {
+                return Err(ErrorReason::DuplicateSequence);
+            }
+            if sequence > producer.next {
+                return Err(ErrorReason::OutOfOrderSequence);
+            }
+            producer.next = header.base_sequence.plus(header.record_count).get();
+            producer.last.push_back((sequence, self.end));
+            if producer.last.len() > 5 {
+                producer.last.pop_front();
+            }
+        }
+        let base = self.end;
+        self.end += u64::from(header.record_count);
+        self.batches
+            .push(batch.stamped(Offset::new(base), LeaderEpoch::new(1)));
+        Ok((base, false))
+    }
+}
+
+fn error(reason: ErrorReason, retryable: bool) -> Error {
+    Error {
+        reason: reason.into(),
+        message: format!("scripted: {reason:?}"),
+        retryable,
+        outcome: Outcome::Definite.into(),
+        leader: None,
+    }
+}
+
+fn refusal(request: &ProduceRequest, reason: ErrorReason, retryable: bool) -> ProduceResponse {
+    ProduceResponse {
+        correlation_id: request.correlation_id,
+        error: Some(error(reason, retryable)),
+        ..ProduceResponse::default()
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Log for Services {
+    type ProduceStreamStream = Answers<ProduceResponse>;
+    type FetchStreamStream = Answers<FetchResponse>;
+
+    async fn produce_stream(
+        &self,
+        request: Request<Streaming<ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        let broker = Arc::clone(&self.0);
+        let mut requests = request.into_inner();
+        let (answers, outgoing) = mpsc::channel(1024);
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                let answer = match broker.produce_one(request).await {
+                    Some(Some(answer)) => Ok(answer),
+                    Some(None) => continue,
+                    None => Err(Status::unavailable("scripted: the stream breaks")),
+                };
+                let broken = answer.is_err();
+                if answers.send(answer).await.is_err() || broken {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn produce(
+        &self,
+        _: Request<ProduceRequest>,
+    ) -> Result<Response<ProduceResponse>, Status> {
+        Err(Status::unimplemented("clients stream"))
+    }
+
+    async fn fetch_stream(
+        &self,
+        request: Request<FetchStreamRequest>,
+    ) -> Result<Response<Self::FetchStreamStream>, Status> {
+        let broker = Arc::clone(&self.0);
+        broker.state.lock().fetches += 1;
+        let mut request = request.into_inner();
+        let (answers, outgoing) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut end = broker.end.subscribe();
+            while request.end_offset.is_none_or(|end| request.offset < end) {
+                end.borrow_and_update();
+                let answer = match broker.read(&request) {
+                    Ok((batches, next)) => {
+                        if next == request.offset {
+                            if end.changed().await.is_err() {
+                                return;
+                            }
+                            continue;
+                        }
+                        request.offset = next;
+                        FetchResponse {
+                            batches,
+                            ..FetchResponse::default()
+                        }
+                    }
+                    Err(error) => FetchResponse {
+                        error: Some(error),
+                        ..FetchResponse::default()
+                    },
+                };
+                let failed = answer.error.is_some();
+                if answers.send(Ok(answer)).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn fetch(&self, _: Request<FetchRequest>) -> Result<Response<FetchResponse>, Status> {
+        Err(Status::unimplemented("clients stream"))
+    }
+
+    async fn list_offsets(
+        &self,
+        request: Request<ListOffsetsRequest>,
+    ) -> Result<Response<ListOffsetsResponse>, Status> {
+        let request = request.into_inner();
+        let state = self.0.state.lock();
+        let partition = &state.partitions[request.partition as usize];
+        let offset = match request.at {
+            Some(At::Earliest(_)) => partition.start,
+            _ => partition.end,
+        };
+        Ok(Response::new(ListOffsetsResponse {
+            offset,
+            timestamp_ms: None,
+        }))
+    }
+
+    async fn init_producer_id(
+        &self,
+        _: Request<InitProducerIdRequest>,
+    ) -> Result<Response<InitProducerIdResponse>, Status> {
+        let mut state = self.0.state.lock();
+        state.next_producer += 1;
+        Ok(Response::new(InitProducerIdResponse {
+            producer_id: state.next_producer,
+            producer_epoch: 0,
+        }))
+    }
+}
+
+/// The broker's services: a handle for tasks that outlive a call.
+#[derive(Clone)]
+struct Services(Arc<Broker>);
+
+#[tonic::async_trait]
+impl Admin for Services {
+    async fn describe_topic(
+        &self,
+        request: Request<DescribeTopicRequest>,
+    ) -> Result<Response<DescribeTopicResponse>, Status> {
+        if request.into_inner().name != TOPIC {
+            return Err(Status::not_found("no such topic"));
+        }
+        let count = self.0.state.lock().partitions.len() as u32;
+        let partition = |partition| PartitionDescription {
+            partition,
+            leader: Some(Node {
+                id: 1,
+                address: "fake:9093".to_owned(),
+            }),
+            ..PartitionDescription::default()
+        };
+        Ok(Response::new(DescribeTopicResponse {
+            topic: None,
+            partitions: (0..count).map(partition).collect(),
+        }))
+    }
+
+    async fn create_topic(
+        &self,
+        _: Request<CreateTopicRequest>,
+    ) -> Result<Response<CreateTopicResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn list_topics(
+        &self,
+        _: Request<ListTopicsRequest>,
+    ) -> Result<Response<ListTopicsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn alter_topic_config(
+        &self,
+        _: Request<AlterTopicConfigRequest>,
+    ) -> Result<Response<AlterTopicConfigResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn delete_topic(
+        &self,
+        _: Request<DeleteTopicRequest>,
+    ) -> Result<Response<DeleteTopicResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn describe_cluster(
+        &self,
+        _: Request<DescribeClusterRequest>,
+    ) -> Result<Response<DescribeClusterResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+}
