@@ -28,12 +28,12 @@ fn open(directory: &Path) -> Store {
 
 /// Appends a group of entries behind the log's end and waits until they are durable.
 fn append(log: &Arc<PartitionLog>, group: Vec<RecordBatch>) {
-    let last = log.state().last.map_or(0, |id| id.index.get());
+    let first = log.state().last.map_or(0, |id| id.index.get() + 1);
     let room: Vec<_> = group
         .iter()
         .map(|batch| reserve(log, batch.bytes().len() as u64))
         .collect();
-    let entries = (last + 1..)
+    let entries = (first..)
         .zip(group)
         .map(|(index, batch)| LogEntry {
             id: LogId::new(1, index),

@@ -1,7 +1,7 @@
 //! The gRPC produce path of a running broker: whatever bytes come as a request, it answers, and what it acknowledges can be
 //! read by everybody.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
 use prost::Message;

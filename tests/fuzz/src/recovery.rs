@@ -47,7 +47,7 @@ impl Recovery {
         let mut written = Vec::new();
         for number in 0..3 {
             let log = store.create_partition(key(number), config())?;
-            append(&log, 1..=30)?;
+            append(&log, 0..=30)?;
             written.push(log);
         }
         // The last partition's newest entries stay in the write-ahead log only.
@@ -72,12 +72,13 @@ impl Recovery {
         })
     }
 
-    fn damage(&self, disk: &FaultyDisk, random: &mut Random) -> Result<()> {
+    /// Changes up to 64 bytes of a file; gives their place.
+    fn damage(&self, disk: &FaultyDisk, random: &mut Random) -> Result<String> {
         let path = &self.files[random.below(self.files.len())];
         let mut bytes = disk.file_bytes(path).context("a listed file")?;
         let content = bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
         if content == 0 {
-            return Ok(());
+            return Ok(format!("{} is empty", path.display()));
         }
         let at = random.below(content);
         let len = (1 + random.below(64)).min(content - at);
@@ -85,7 +86,7 @@ impl Recovery {
         let file = disk.open(path, OpenMode::Write)?;
         file.write_at(Position::new(at as u64), &[&bytes[at..at + len]])?;
         file.sync()?;
-        Ok(())
+        Ok(format!("{} {at}..{}", path.display(), at + len))
     }
 
     fn check(&self, store: &Store) -> Result<()> {
@@ -105,7 +106,12 @@ impl Recovery {
             );
             // A read that is refused is a word.
             if let Ok(found) = read_all(&log, found_end) {
-                ensure!(bytes.starts_with(&found), "{key} serves other bytes");
+                let same = bytes.iter().zip(&found).take_while(|(a, b)| a == b).count();
+                ensure!(
+                    same == found.len(),
+                    "{key} serves other bytes at {same} of {}",
+                    bytes.len()
+                );
             }
         }
         Ok(())
@@ -115,11 +121,13 @@ impl Recovery {
 impl Target for Recovery {
     fn feed(&mut self, random: &mut Random) -> Result<()> {
         let disk = self.disk.fork(random.next());
-        for _ in 0..=random.below(3) {
-            self.damage(&disk, random)?;
-        }
+        let places = (0..=random.below(3))
+            .map(|_| self.damage(&disk, random))
+            .collect::<Result<Vec<_>>>()?;
         match open(&disk) {
-            Ok(store) => self.check(&store),
+            Ok(store) => self
+                .check(&store)
+                .with_context(|| format!("changed: {}", places.join(", "))),
             // It was refused, with a reason.
             Err(_) => Ok(()),
         }
