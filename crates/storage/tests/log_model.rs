@@ -1,5 +1,7 @@
 //! The log against a plain vector: whatever happens, what was acknowledged is there, byte for byte, and nothing else is.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -90,6 +92,7 @@ fn open(disk: &FaultyDisk, clock: &Arc<ManualClock>) -> (Store, Arc<PartitionLog
         wal_file_bytes: 64 << 10,
         checkpoint_bytes: 48 << 10,
         wal_max_bytes: 1 << 30,
+        ..StoreConfig::default()
     };
     let unrecovered =
         UnrecoveredStore::open(Arc::new(disk.clone()), Arc::clone(clock) as _, store_config)

@@ -6,7 +6,7 @@
 //! | CRC-32 of each block u32 … | CRC-32 of all before it u32                                     (little-endian)
 //! ```
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut};
 use quipu_model::{Offset, Position, RaftIndex, TimestampMs};
 
 const MAGIC: &[u8; 8] = b"QUIPUSEA";
@@ -90,7 +90,7 @@ impl Seal {
     }
 
     /// Checks whole blocks that begin at `start`; on a mismatch, the position of the first bad block.
-    pub(super) fn check(&self, start: u64, blocks: &Bytes) -> Result<(), Position> {
+    pub(super) fn check(&self, start: u64, blocks: &[u8]) -> Result<(), Position> {
         let first = (start / BLOCK_BYTES) as usize;
         for (at, block) in blocks.chunks(BLOCK_BYTES as usize).enumerate() {
             if self.block_crcs.get(first + at) != Some(&crc32fast::hash(block)) {

@@ -88,14 +88,16 @@ pub(super) fn write_raft_state(disk: &dyn Disk, lsn: Lsn, states: &[Bytes]) -> s
 /// The last checkpoint: the LSN from which the write-ahead log goes on, and each partition's state.
 pub(super) fn read_raft_state(disk: &dyn Disk) -> Result<(Lsn, Vec<PartitionState>), OpenError> {
     let file = Path::new(RAFT_STATE_FILE);
-    let bytes = Bytes::from(
-        read_whole(disk, file).map_err(|error| io_error("reading", RAFT_STATE_FILE, error))?,
-    );
     let damaged = |detail: &str| OpenError::Damaged {
         path: file.into(),
         position: 0,
         detail: detail.to_owned(),
     };
+    let bytes = read_whole(disk, file).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => damaged("the file is missing"),
+        _ => io_error("reading", RAFT_STATE_FILE, error),
+    })?;
+    let bytes = Bytes::from(bytes);
     let body_len = bytes
         .len()
         .checked_sub(4)

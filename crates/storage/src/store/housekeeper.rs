@@ -2,13 +2,18 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, atomic::Ordering, mpsc},
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use quipu_model::Position;
 
-use super::{Context, Partitions, checkpoint};
+use super::{Context, Partitions, checkpoint, scrub::Scrubber};
 use crate::io::DiskFile;
 
 /// Something to do in the background.
@@ -31,11 +36,21 @@ impl Housekeeper {
         let (sender, tasks) = mpsc::channel();
         let (held, partitions) = (Arc::clone(context), Arc::clone(partitions));
         let run = move || {
-            while let Ok(task) = tasks.recv() {
-                if matches!(task, Task::Stop) {
-                    break;
+            let mut scrubber = Scrubber::default();
+            let mut due = Some(Instant::now());
+            loop {
+                let task = match due {
+                    None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                    Some(due) => tasks.recv_timeout(due.saturating_duration_since(Instant::now())),
+                };
+                match task {
+                    Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                    Ok(task) => perform(task, &held, &partitions),
+                    Err(RecvTimeoutError::Timeout) => {
+                        let rest = scrubber.step(&held, &partitions);
+                        due = Instant::now().checked_add(rest);
+                    }
                 }
-                perform(task, &held, &partitions);
             }
         };
         let thread = std::thread::Builder::new()

@@ -6,28 +6,27 @@ mod context;
 mod error;
 mod format;
 mod housekeeper;
+mod lifecycle;
 mod open;
+mod scrub;
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
-use quipu_model::{LogId, Offset, PartitionKey, TopicConfig};
+use quipu_model::PartitionKey;
 
 pub(crate) use self::context::Context;
 pub use self::{
     error::{OpenError, PartitionDamage},
     open::{RecoveryReport, UnrecoveredStore},
 };
-use crate::{
-    PartitionLog,
-    log::RecoveringLog,
-    wal::{RecordKind, StorageFailure, WalRecord},
-};
+use crate::{PartitionLog, wal::StorageFailure};
 
 /// How a store behaves.
 #[derive(Clone, Debug)]
@@ -38,6 +37,10 @@ pub struct StoreConfig {
     pub checkpoint_bytes: u64,
     /// Appends are put off once this many bytes wait for a checkpoint.
     pub wal_max_bytes: u64,
+    /// How long a closed segment's bytes are trusted before the background scrub reads them again.
+    pub scrub_interval: Duration,
+    /// How many bytes a second the scrub reads while it has something to read; 0 turns it off.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Default for StoreConfig {
@@ -46,6 +49,8 @@ impl Default for StoreConfig {
             wal_file_bytes: 64 << 20,
             checkpoint_bytes: 256 << 20,
             wal_max_bytes: 1 << 30,
+            scrub_interval: Duration::from_secs(24 * 60 * 60),
+            scrub_bytes_per_second: 8 << 20,
         }
     }
 }
@@ -56,9 +61,12 @@ impl Default for StoreConfig {
 pub struct Store {
     context: Arc<Context>,
     partitions: Partitions,
+    /// Held while a partition is created or removed.
+    lifecycle: Mutex<()>,
     directory_id: [u8; 16],
     housekeeper: Mutex<Option<housekeeper::Housekeeper>>,
-    _lock: Box<dyn std::fmt::Debug + Send + Sync>,
+    /// Held until the store is closed or dropped.
+    lock: Mutex<Option<Box<dyn std::fmt::Debug + Send + Sync>>>,
 }
 
 type Partitions = Arc<RwLock<HashMap<PartitionKey, Arc<PartitionLog>>>>;
@@ -67,38 +75,6 @@ impl Store {
     /// The random id that the directory got when it was created.
     pub fn directory_id(&self) -> [u8; 16] {
         self.directory_id
-    }
-
-    /// Creates an empty partition, or gives the one that is there.
-    ///
-    /// # Errors
-    /// Where its directory cannot be made.
-    pub fn create_partition(
-        &self,
-        key: PartitionKey,
-        config: TopicConfig,
-    ) -> Result<Arc<PartitionLog>, OpenError> {
-        if let Some(log) = self.partition(key) {
-            log.set_config(config);
-            return Ok(log);
-        }
-        let (disk, now) = (Arc::clone(&self.context.disk), self.context.clock.now());
-        let dir = partition_dir(key);
-        let io = |error| OpenError::Io {
-            operation: "creating",
-            path: dir.clone(),
-            error,
-        };
-        disk.create_dir_all(&dir).map_err(io)?;
-        // Its name must be durable before its first record: a replay passes over records of partitions without a directory.
-        for parent in dir.ancestors().skip(1) {
-            disk.sync_dir(parent).map_err(io)?;
-        }
-        let recovering = RecoveringLog::new(disk, dir.clone(), key, config, now);
-        let log = recovering.finish(Arc::clone(&self.context)).map_err(io)?;
-        Ok(Arc::clone(
-            self.partitions.write().entry(key).or_insert(log),
-        ))
     }
 
     /// A partition of this store.
@@ -111,36 +87,6 @@ impl Store {
         self.partitions.read().keys().copied().collect()
     }
 
-    /// Removes a partition and its files. No error where there is none. Blocks until that is durable.
-    ///
-    /// # Errors
-    /// Where the store has failed.
-    pub fn remove_partition(&self, key: PartitionKey) -> Result<(), StorageFailure> {
-        let Some(log) = self.partitions.write().remove(&key) else {
-            return Ok(());
-        };
-        log.mark_removed();
-        let record = WalRecord {
-            key,
-            kind: RecordKind::Removed,
-            log_id: LogId::default(),
-            base_offset: Offset::ZERO,
-            payload: Default::default(),
-        };
-        let (sender, flushed) = mpsc::sync_channel(1);
-        self.context.wal.submit(
-            vec![record],
-            Box::new(move |result| {
-                let _ = sender.send(result);
-            }),
-        )?;
-        if let Ok(result) = flushed.recv() {
-            result?;
-        }
-        self.context.remove_dir(partition_dir(key));
-        Ok(())
-    }
-
     /// Makes all that is in the segments durable and lets the write-ahead log forget it. Blocks.
     ///
     /// # Errors
@@ -149,7 +95,7 @@ impl Store {
         checkpoint::run(&self.context, &self.partitions)
     }
 
-    /// Checkpoints and stops the threads; the store takes nothing more. Blocks.
+    /// Checkpoints, stops the threads and unlocks the data directory; the store takes nothing more. Blocks.
     ///
     /// # Errors
     /// Where the store has failed.
@@ -157,8 +103,16 @@ impl Store {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop(&self.context);
         }
-        self.checkpoint()?;
-        self.context.wal.close()
+        let checkpointed = self.checkpoint();
+        self.end_logs();
+        let closed = self.context.wal.close();
+        // Whoever still holds a handle cannot write any more: the directory is free for the next process.
+        drop(self.lock.lock().take());
+        checkpointed.and(closed)
+    }
+
+    fn end_logs(&self) {
+        self.partitions.read().values().for_each(|log| log.end());
     }
 
     /// The first failed write or sync, once there was one. The node must end then.
@@ -183,6 +137,9 @@ impl Drop for Store {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop(&self.context);
         }
+        // The lock goes last: handles that live on must not write into a directory that another process has opened.
+        self.end_logs();
+        self.context.wal.abandon();
     }
 }
 

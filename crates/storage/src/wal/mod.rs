@@ -12,6 +12,7 @@ mod spares;
 mod writer;
 
 pub(crate) use reader::{ReplayedRecord, UnrecoveredWal};
+pub(crate) use shared::stopped;
 
 use std::{
     fmt,
@@ -116,9 +117,12 @@ pub(crate) struct WalRecord {
     "{operation} failed on {path}: {error}; nothing more is acknowledged: see to the disk, then start the broker again"
 )]
 pub struct StorageFailure {
+    /// What was being done.
     pub operation: &'static str,
-    pub path: std::path::PathBuf,
-    pub error: std::sync::Arc<std::io::Error>,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What the system said.
+    pub error: Arc<std::io::Error>,
 }
 
 /// Called once the records it was submitted with are durable, or never will be. Runs on the WAL's thread: it must not block.
@@ -187,7 +191,8 @@ impl Wal {
         self.shared.state.lock().failure.clone()
     }
 
-    /// Calls `f` on the failing thread when the log fails; at once where it has failed already.
+    /// Calls `f` on the failing thread when the log fails; at once where it has failed already. That thread may hold a
+    /// partition's lock: `f` must not call the store.
     pub(crate) fn on_failure(&self, f: Box<dyn FnOnce(StorageFailure) + Send>) {
         self.shared.on_failure(f);
     }
@@ -215,6 +220,12 @@ impl Wal {
         self.shared.state.lock().closing = true;
         self.join();
         self.failure().map_or(Ok(()), Err)
+    }
+
+    /// Ends the threads without writing what is queued; its completions get an error. Blocks.
+    pub(crate) fn abandon(&self) {
+        self.shared.state.lock().abandoned = true;
+        self.join();
     }
 
     fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
@@ -248,8 +259,7 @@ impl Wal {
 
 impl Drop for Wal {
     fn drop(&mut self) {
-        self.shared.state.lock().abandoned = true;
-        self.join();
+        self.abandon();
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::mpsc;
 use proptest::prelude::*;
 use quipu_model::{PartitionId, TimestampMs, TopicId};
 
-use super::*;
+use super::{reader::WalReport, *};
 use crate::{
     OpenError,
     io::{Disk, FaultyDisk, ManualClock, RealDisk, SystemClock},
