@@ -53,7 +53,7 @@ impl PartitionLog {
                 break;
             }
             match check_unsealed(&segment, &raft) {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(SegmentError::Io(error)) => return Err(error),
                 Err(rot) => {
                     self.read_error(&segment, rot);

@@ -37,8 +37,16 @@ pub use self::{
     },
 };
 pub(crate) use self::{
-    append::is_full, maintain::Captured, recover::RecoveringLog, segment::Segment,
+    append::is_full,
+    index::{ENTRY_LEN, decode as decode_index_entry},
+    maintain::Captured,
+    producers::ProducerTable,
+    recover::RecoveringLog,
+    seal::{BLOCK_BYTES, Seal},
+    segment::Segment,
+    segment::segment_path,
     state::PartitionState,
+    state::SegmentState,
 };
 use self::{
     core::{CoreError, LogCore},

@@ -30,7 +30,7 @@ struct ProducerState {
 
 /// The newest batches of each producer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ProducerTable {
+pub(crate) struct ProducerTable {
     producers: HashMap<ProducerId, ProducerState>,
     newest: TimestampMs,
 }
@@ -74,6 +74,15 @@ impl ProducerTable {
             epoch: state.epoch,
             batches: state.batches.iter().copied().collect(),
         })
+    }
+
+    /// All producers, in the order of their ids.
+    pub(crate) fn tails(&self) -> Vec<(ProducerId, ProducerTail)> {
+        let mut ids: Vec<_> = self.producers.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter()
+            .filter_map(|id| Some((id, self.tail(id)?)))
+            .collect()
     }
 
     /// Forgets the silent and the too many.
@@ -120,7 +129,7 @@ impl ProducerTable {
     }
 
     /// `None` where the bytes are not what [`Self::encode`] wrote: the table is then rebuilt from the batches.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (body, crc) = bytes.split_last_chunk::<4>()?;
         if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
             return None;

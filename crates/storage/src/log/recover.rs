@@ -46,6 +46,8 @@ pub(crate) struct RecoveringLog {
     unloaded: Vec<(SegmentState, PathBuf, String)>,
     now: TimestampMs,
     removed: bool,
+    /// There is no directory: right only where the write-ahead log ends with the partition's removal.
+    missing: bool,
 }
 
 impl RecoveringLog {
@@ -66,6 +68,7 @@ impl RecoveringLog {
             unloaded: Vec::new(),
             now,
             removed: false,
+            missing: false,
         }
     }
 
@@ -157,6 +160,7 @@ impl RecoveringLog {
     /// The checkpoint knew the partition, but its directory is gone: right only if the write-ahead log says that it was
     /// removed.
     pub(crate) fn note_missing(&mut self) {
+        self.missing = true;
         self.note_damage(
             self.core.dir.clone(),
             0,
@@ -182,6 +186,10 @@ impl RecoveringLog {
         self.lsn = record.lsn;
         // A partition that came back to this node begins anew.
         self.removed = false;
+        if self.missing {
+            self.note_missing();
+            return Ok(());
+        }
         if let Some(detail) = self.misfit(&record) {
             self.note_damage(self.core.dir.clone(), 0, detail);
             return Ok(());
@@ -259,9 +267,12 @@ impl RecoveringLog {
             core.dir.clone(),
             core.config.clone(),
         );
-        *self = Self::new(disk, dir, core.key, config, self.now);
-        self.lsn = lsn;
-        self.removed = true;
+        *self = Self {
+            lsn,
+            removed: true,
+            missing: self.missing,
+            ..Self::new(disk, dir, core.key, config, self.now)
+        };
     }
 
     /// Why a record does not continue the log: then records before it are missing.
@@ -343,12 +354,14 @@ impl RecoveringLog {
                 if !segment.is_sealed() {
                     self.core.closed[at].producers = None;
                     check_unsealed(&segment, &self.core.raft)
+                        .map(|index| segment.set_index(index))
                         .map_err(|error| (segment.path.clone(), error))?;
                 }
             }
             if let Some(active) = self.core.active.take() {
                 let segment = active.segment;
                 check_unsealed(&segment, &self.core.raft)
+                    .map(|index| segment.set_index(index))
                     .map_err(|error| (segment.path.clone(), error))?;
                 self.core.active = Some(self.go_on(segment));
             }
@@ -433,8 +446,11 @@ fn decode_vote(term: Term, mut payload: Bytes) -> Option<Vote> {
     })
 }
 
-/// Checks every batch of a segment that has no seal yet, and rebuilds its index on the way.
-pub(super) fn check_unsealed(segment: &Segment, raft: &RaftMap) -> Result<(), SegmentError> {
+/// Checks every batch of a segment that has no seal yet; gives an index of it, made on the way.
+pub(super) fn check_unsealed(
+    segment: &Segment,
+    raft: &RaftMap,
+) -> Result<SparseIndex, SegmentError> {
     let mut index = SparseIndex::Growing(Vec::new());
     let (mut newest, mut raft_index, mut due) =
         (TimestampMs::NONE, segment.first_index, segment.base);
@@ -493,9 +509,8 @@ pub(super) fn check_unsealed(segment: &Segment, raft: &RaftMap) -> Result<(), Se
             detail,
         });
     }
-    segment.set_index(index);
     segment.publish(segment.len(), due, newest);
-    Ok(())
+    Ok(index)
 }
 
 /// The bytes between index entries that a check makes.

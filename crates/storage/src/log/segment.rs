@@ -42,7 +42,7 @@ impl From<io::Error> for SegmentError {
 ///
 /// The name carries the term of the segment's first entry behind its base offset: after a truncation another segment may
 /// begin at the same offset, in a later term, while a checkpoint still names the old one.
-pub(super) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -> PathBuf {
+pub(crate) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -> PathBuf {
     dir.join(format!("{:020}-{}.{ending}", base.get(), term))
 }
 

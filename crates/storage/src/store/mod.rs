@@ -21,7 +21,11 @@ use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use quipu_model::PartitionKey;
 
-pub(crate) use self::context::Context;
+pub(crate) use self::{
+    context::Context,
+    format::{RAFT_STATE_FILE, read_format, read_raft_state, read_raft_state_at},
+    open::LOCK_FILE,
+};
 pub use self::{
     error::{OpenError, PartitionDamage},
     open::{RecoveryReport, UnrecoveredStore},
@@ -144,7 +148,7 @@ impl Drop for Store {
 }
 
 /// The directory of a partition: named by ids, never by what a client chose.
-fn partition_dir(key: PartitionKey) -> PathBuf {
+pub(crate) fn partition_dir(key: PartitionKey) -> PathBuf {
     Path::new("topics")
         .join(key.topic.to_string())
         .join(key.partition.to_string())

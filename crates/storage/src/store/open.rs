@@ -20,12 +20,12 @@ use super::{
 };
 use crate::{
     PartitionLog,
-    io::{Clock, Disk},
+    io::{Clock, Disk, OpenMode},
     log::RecoveringLog,
     wal::{Lsn, RecordKind, UnrecoveredWal, WalConfig},
 };
 
-const LOCK_FILE: &str = "LOCK";
+pub(crate) const LOCK_FILE: &str = "LOCK";
 const TOPICS_DIR: &str = "topics";
 const WAL_DIR: &str = "wal";
 
@@ -99,8 +99,12 @@ impl UnrecoveredStore {
             file_bytes: self.config.wal_file_bytes,
             max_bytes: self.config.wal_max_bytes,
         };
-        let wal =
-            UnrecoveredWal::open(Arc::clone(&self.disk), Arc::clone(&self.clock), wal_config)?;
+        let wal = UnrecoveredWal::open(
+            Arc::clone(&self.disk),
+            Arc::clone(&self.clock),
+            wal_config,
+            OpenMode::Write,
+        )?;
         let (wal, replayed) = wal.replay(after, &mut |record| {
             if record.kind == RecordKind::Mark {
                 return Ok(());

@@ -3,6 +3,7 @@
 //! One thread takes all that is queued, writes it with one call, syncs once and reports; another keeps a file ready, so
 //! that going on to the next one costs nothing. [`UnrecoveredWal::open`], then [`UnrecoveredWal::replay`], gives a [`Wal`].
 
+mod dump;
 mod format;
 mod metrics;
 mod reader;
@@ -11,6 +12,7 @@ mod shared;
 mod spares;
 mod writer;
 
+pub(crate) use dump::{FileItem, dump_file};
 pub(crate) use reader::{ReplayedRecord, UnrecoveredWal};
 pub(crate) use shared::stopped;
 
