@@ -10,7 +10,7 @@ use quipu_model::{
 };
 use quipu_storage::{
     Control, ControlKind, LogEntry, PartitionLog, Payload, StoreConfig, UnrecoveredStore,
-    io::{ManualClock, RealDisk},
+    io::{Disk, ManualClock, RealDisk},
 };
 
 const NOW: TimestampMs = TimestampMs::new(1_000_000);
@@ -19,13 +19,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let directory = std::env::args()
         .nth(1)
         .ok_or("say where: golden_store DIRECTORY")?;
-    let disk = Arc::new(RealDisk::new(Path::new(&directory))?);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(Path::new(&directory))?);
     let config = StoreConfig {
         wal_file_bytes: 16 << 10,
         ..StoreConfig::default()
     };
     let clock = Arc::new(ManualClock::new(NOW));
-    let (store, _) = UnrecoveredStore::open(disk, clock, config)?.recover()?;
+    let (store, _) = UnrecoveredStore::open(Arc::clone(&disk), clock, config)?.recover()?;
     let topic = TopicConfig {
         segment_bytes: 4096,
         index_interval_bytes: 512,
@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     done.recv()??;
     drop(store);
     // Of no use but its size.
-    std::fs::remove_file(Path::new(&directory).join("ballast"))?;
+    disk.remove_file(Path::new("ballast"))?;
     Ok(())
 }
 

@@ -237,8 +237,8 @@ impl LogCore {
         let index = self.raft.batch_index_from(first_after(last));
         let holding = self
             .segments()
-            .filter(|segment| segment.first_index <= index)
-            .last();
+            .rev()
+            .find(|segment| segment.first_index <= index);
         let Some(segment) = holding.or_else(|| self.segments().next()) else {
             return Ok(self.end_offset);
         };

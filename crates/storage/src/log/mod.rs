@@ -168,7 +168,7 @@ impl PartitionLog {
 
     /// Stops serving the partition: bytes that were acknowledged are no longer what was written.
     fn latch_damage(&self, path: PathBuf, position: u64, detail: String) -> Arc<PartitionDamage> {
-        let damage = Arc::clone(self.damage.get_or_init(|| {
+        Arc::clone(self.damage.get_or_init(|| {
             let damage = PartitionDamage {
                 key: self.key,
                 path,
@@ -177,8 +177,7 @@ impl PartitionLog {
             };
             tracing::error!(%damage, "a partition is no longer served");
             Arc::new(damage)
-        }));
-        damage
+        }))
     }
 
     /// What a failed read means. Not to be called with the lock held.

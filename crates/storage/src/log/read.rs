@@ -98,7 +98,7 @@ impl PartitionLog {
         {
             self.prepare_index(segment);
             let found = find_timestamp(segment, timestamp, start, up_to);
-            if let Some(found) = found.map_err(|error| self.read_error(&segment, error))? {
+            if let Some(found) = found.map_err(|error| self.read_error(segment, error))? {
                 return Ok(Some(found));
             }
         }

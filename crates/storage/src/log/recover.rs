@@ -104,8 +104,8 @@ impl RecoveringLog {
         }
     }
 
-    /// A segment to be written on. What a checkpoint that did not end gave back of its file is allocated again, where there
-    /// is room: the next reservation asks for what it needs.
+    /// A segment to be written on. A checkpoint that did not end may have given the file's room back: only what is written
+    /// counts as there.
     fn go_on(&self, segment: Arc<Segment>) -> ActiveSegment {
         let allocated = segment.len();
         ActiveSegment::new(segment, allocated, self.core.config.segment_bytes)

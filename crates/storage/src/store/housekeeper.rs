@@ -8,7 +8,6 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread::JoinHandle,
-    time::Instant,
 };
 
 use quipu_model::Position;
@@ -37,18 +36,18 @@ impl Housekeeper {
         let (held, partitions) = (Arc::clone(context), Arc::clone(partitions));
         let run = move || {
             let mut scrubber = Scrubber::default();
-            let mut due = Some(Instant::now());
+            let mut due = Some(held.clock.monotonic());
             loop {
                 let task = match due {
                     None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                    Some(due) => tasks.recv_timeout(due.saturating_duration_since(Instant::now())),
+                    Some(due) => tasks.recv_timeout(due.saturating_sub(held.clock.monotonic())),
                 };
                 match task {
                     Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                     Ok(task) => perform(task, &held, &partitions),
                     Err(RecvTimeoutError::Timeout) => {
                         let rest = scrubber.step(&held, &partitions);
-                        due = Instant::now().checked_add(rest);
+                        due = held.clock.monotonic().checked_add(rest);
                     }
                 }
             }

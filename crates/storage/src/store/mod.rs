@@ -60,7 +60,7 @@ impl Default for StoreConfig {
 }
 
 /// An open data directory. Dropping it without [`Store::close`] is a crash, as far as the disk is concerned: nothing
-/// acknowledged is lost.
+/// acknowledged is lost. A completion must not be what drops it: that would wait for its own thread.
 #[derive(Debug)]
 pub struct Store {
     context: Arc<Context>,

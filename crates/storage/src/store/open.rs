@@ -268,6 +268,12 @@ fn finish(
         let dir = partition_dir(key);
         if log.is_removed() {
             context.remove_dir_now(&dir);
+            // Lest it come back once the write-ahead log no longer says that it is gone.
+            let topic = dir.parent().unwrap_or(Path::new(""));
+            if context.disk.exists(topic) {
+                let synced = context.disk.sync_dir(topic);
+                synced.map_err(|error| io_error("syncing", topic, error))?;
+            }
             continue;
         }
         let log = log

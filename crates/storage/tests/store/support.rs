@@ -158,6 +158,10 @@ fn values_of(bytes: Bytes, first: Offset) -> Vec<Vec<u8>> {
 }
 
 /// Waits for what another thread does shortly.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "between two looks at what another thread has done there is nothing to wait on"
+)]
 pub(crate) fn eventually(mut holds: impl FnMut() -> bool) {
     for _ in 0..2000 {
         if holds() {
