@@ -5,6 +5,7 @@
 //! its segment through the page cache and queues it for the write-ahead log, which makes the records of all partitions durable
 //! together; a checkpoint later lets the write-ahead log forget them. Reads lend slices of the segments' maps.
 
+pub mod inspect;
 pub mod io;
 mod log;
 mod store;

@@ -92,6 +92,7 @@ fn open(disk: &FaultyDisk, clock: &Arc<ManualClock>) -> (Store, Arc<PartitionLog
         wal_file_bytes: 64 << 10,
         checkpoint_bytes: 48 << 10,
         wal_max_bytes: 1 << 30,
+        ..StoreConfig::default()
     };
     let unrecovered =
         UnrecoveredStore::open(Arc::new(disk.clone()), Arc::clone(clock) as _, store_config)

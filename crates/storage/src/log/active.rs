@@ -40,6 +40,9 @@ impl StampedBatch {
 pub(super) struct ActiveSegment {
     pub(super) segment: Arc<Segment>,
     allocated: u64,
+    /// Behind this many bytes the next segment begins: `segment.bytes` as it was when this one began, so that room which
+    /// was reserved here stays here.
+    most_bytes: u64,
     /// The position from which the next batch gets an index entry.
     next_index_at: u64,
     written_back: u64,
@@ -51,12 +54,13 @@ pub(super) struct ActiveSegment {
 
 impl ActiveSegment {
     /// Goes on behind what `segment` holds, in a file of `allocated` bytes.
-    pub(super) fn new(segment: Arc<Segment>, allocated: u64) -> Self {
+    pub(super) fn new(segment: Arc<Segment>, allocated: u64, most_bytes: u64) -> Self {
         let len = segment.len();
         let newest = segment.newest();
         Self {
             segment,
             allocated,
+            most_bytes,
             next_index_at: len,
             written_back: len,
             pending: Vec::new(),
@@ -68,6 +72,10 @@ impl ActiveSegment {
     /// The bytes of all batches taken, written or not.
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    pub(super) fn most_bytes(&self) -> u64 {
+        self.most_bytes
     }
 
     /// Makes sure that the file holds `bytes` more than it has, growing it in steps.

@@ -7,10 +7,11 @@ use quipu_model::{LogId, Offset, RecordBatch, TimestampMs, Vote};
 
 use super::{
     AppendError, Inner, PartitionLog, ReserveError,
+    active::ActiveSegment,
     core::CoreError,
     types::{Control, EntryInfo, EntryKind, LogEntry, Payload},
 };
-use crate::wal::{Completion, RecordKind, WalRecord};
+use crate::wal::{Completion, RecordKind, StorageFailure, WalRecord};
 
 /// Room for a batch, taken before it is proposed, so that appending it cannot meet a full disk. Drop it once the batch was
 /// appended or given up.
@@ -18,6 +19,12 @@ use crate::wal::{Completion, RecordKind, WalRecord};
 pub struct Reservation {
     log: Arc<PartitionLog>,
     bytes: u64,
+}
+
+impl Inner {
+    pub(super) fn check_taking(&self) -> Result<(), StorageFailure> {
+        self.ended.clone().map_or(Ok(()), Err)
+    }
 }
 
 impl Drop for Reservation {
@@ -39,10 +46,13 @@ impl PartitionLog {
             }
         })?;
         let mut inner = self.inner.lock();
-        let wanted = inner.reserved_bytes + bytes;
+        inner.check_taking()?;
+        let wanted = inner.reserved_bytes.saturating_add(bytes);
         let core = &mut inner.core;
-        let held = core.active.as_ref().map_or(0, |active| active.len());
-        let room = if held > 0 && held + wanted <= core.config.segment_bytes {
+        let fits = |active: &ActiveSegment| {
+            active.len() > 0 && active.len().saturating_add(wanted) <= active.most_bytes()
+        };
+        let room = if core.active.as_ref().is_some_and(fits) {
             core.active
                 .as_mut()
                 .map_or(Ok(()), |active| active.allocate(wanted))
@@ -77,8 +87,9 @@ impl PartitionLog {
         }
     }
 
-    /// Appends entries that continue the log. They can be read at once; `done` is called when they are durable. On an
-    /// error `done` is never called.
+    /// Appends entries that continue the log. They can be read at once; `done` is called when they are durable. Where the
+    /// store fails meanwhile `done` gets the failure too; on any other error it is never called. What was not reserved may
+    /// meet a full disk, and that fails the store.
     ///
     /// # Errors
     /// Where an entry does not continue the log, or the partition or the store has failed.
@@ -86,6 +97,10 @@ impl PartitionLog {
         self.check_undamaged()?;
         let now = self.context.clock.now();
         let mut inner = self.inner.lock();
+        inner.check_taking()?;
+        if let Some(failure) = self.context.wal.failure() {
+            return Err(failure.into());
+        }
         self.check_continues(&inner, &entries)?;
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -112,6 +127,7 @@ impl PartitionLog {
     pub fn save_vote(&self, vote: Vote, done: Completion) -> Result<(), AppendError> {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
+        inner.check_taking()?;
         inner.core.vote = Some(vote);
         let mut payload = BytesMut::with_capacity(9);
         payload.put_u64_le(vote.node.get());

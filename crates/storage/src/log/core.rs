@@ -17,7 +17,7 @@ use super::{
     producers::ProducerTable,
     raft_map::RaftMap,
     scan::Scan,
-    segment::{BatchPlace, Segment, SegmentError, segment_path},
+    segment::{Segment, SegmentError, segment_path},
     types::Control,
 };
 use crate::io::{Disk, DiskFile, OpenMode};
@@ -53,7 +53,8 @@ pub(super) struct LogCore {
     pub(super) last_purged: Option<LogId>,
     pub(super) last: Option<LogId>,
     pub(super) vote: Option<Vote>,
-    pub(super) raft: RaftMap,
+    /// Shared with the reads that walk it.
+    pub(super) raft: Arc<RaftMap>,
     pub(super) producers: ProducerTable,
 }
 
@@ -84,7 +85,7 @@ impl LogCore {
             last_purged: None,
             last: None,
             vote: None,
-            raft: RaftMap::default(),
+            raft: Arc::default(),
             producers: ProducerTable::default(),
         }
     }
@@ -123,7 +124,7 @@ impl LogCore {
             raft_index: id.index,
         };
         let full = |active: &ActiveSegment| {
-            active.len() > 0 && active.len() + stamped.len() > self.config.segment_bytes
+            active.len() > 0 && active.len() + stamped.len() > active.most_bytes()
         };
         if self.active.as_ref().is_some_and(full) {
             self.close_active()?;
@@ -135,19 +136,20 @@ impl LogCore {
             .allocate(stamped.len())
             .map_err(|error| CoreError::Io("allocate", path, error))?;
         active.push(stamped.clone(), interval);
-        self.producers.note(&stamped.header, stamped.base_offset);
+        self.producers
+            .note(&stamped.header, stamped.base_offset, now);
         self.end_offset = stamped.next_offset();
         self.note_entry(id);
         Ok(stamped)
     }
 
     pub(super) fn push_control(&mut self, id: LogId, control: Control) {
-        self.raft.add_control(id.index, control);
+        Arc::make_mut(&mut self.raft).add_control(id.index, control);
         self.note_entry(id);
     }
 
     fn note_entry(&mut self, id: LogId) {
-        self.raft.note_term(id);
+        Arc::make_mut(&mut self.raft).note_term(id);
         self.last = Some(id);
     }
 
@@ -178,7 +180,11 @@ impl LogCore {
                 .rename(&self.dir.join(SPARE_NAME), &path)
                 .map_err(|error| CoreError::Io("rename", path.clone(), error))?;
             let segment = Segment::new((self.end_offset, first), (path, spare.file), now);
-            self.active = Some(ActiveSegment::new(Arc::new(segment), spare.allocated));
+            self.active = Some(ActiveSegment::new(
+                Arc::new(segment),
+                spare.allocated,
+                self.config.segment_bytes,
+            ));
         }
         // Just filled, where it was empty.
         self.active
@@ -226,72 +232,70 @@ impl LogCore {
         Ok(())
     }
 
-    /// Drops all entries after `last`; gives back the segments that went whole. Producers are to be rebuilt then.
-    pub(super) fn truncate_after(
-        &mut self,
-        last: Option<LogId>,
-    ) -> Result<Vec<Arc<Segment>>, CoreError> {
-        self.write_pending()?;
-        let first_gone = last.map_or(RaftIndex::default(), |last| last.index.next());
-        let cut = self.place_of(self.raft.batch_index_from(first_gone))?;
-        let mut gone = Vec::new();
-        if let Some((segment, place, newest)) = cut {
-            let mut all = std::mem::take(&mut self.closed);
-            let active = self.active.take().map(|active| ClosedSegment {
-                segment: active.segment,
-                producers: None,
-            });
-            all.extend(active);
-            for closed in all {
-                if closed.segment.base > segment.base
-                    || (closed.segment.base == segment.base && place.position.get() == 0)
-                {
-                    gone.push(closed.segment);
-                } else if closed.segment.base == segment.base {
-                    let error = |error| CoreError::Segment(segment.path.clone(), error);
-                    let shorter = segment.cut(place, newest).map_err(error)?;
-                    self.closed.push(ClosedSegment {
-                        segment: Arc::new(shorter),
-                        producers: None,
-                    });
-                } else {
-                    self.closed.push(closed);
-                }
-            }
-            self.end_offset = place.header.base_offset;
-        }
-        self.raft.truncate_from(first_gone);
-        self.last = last.or(self.last_purged);
-        Ok(gone)
-    }
-
-    /// The batch of a Raft index, the segment it is in, and the newest timestamp before it there; `None` past the last.
-    fn place_of(
-        &self,
-        index: RaftIndex,
-    ) -> Result<Option<(Arc<Segment>, BatchPlace, TimestampMs)>, CoreError> {
-        let after = self
+    /// Where the log's records end once all entries after `last` are gone.
+    pub(super) fn end_after(&self, last: Option<LogId>) -> Result<Offset, CoreError> {
+        let index = self.raft.batch_index_from(first_after(last));
+        let holding = self
             .segments()
-            .filter(|segment| segment.first_index <= index)
-            .last()
-            .cloned();
-        let Some(segment) = after.or_else(|| self.segments().next().cloned()) else {
-            return Ok(None);
+            .rev()
+            .find(|segment| segment.first_index <= index);
+        let Some(segment) = holding.or_else(|| self.segments().next()) else {
+            return Ok(self.end_offset);
         };
         let error = |error| CoreError::Segment(segment.path.clone(), error);
         let from = segment.search_from_raft(index).map_err(error)?;
-        let mut newest = from.newest_before;
         let mut raft_index = from.raft_index;
-        let mut scan = Scan::new(&segment, from.position);
-        while let Some((header, position)) = scan.next_header().map_err(error)? {
+        let mut scan = Scan::new(segment, from.position);
+        while let Some((header, _)) = scan.next_header().map_err(error)? {
             if raft_index >= index {
-                let place = BatchPlace { header, position };
-                return Ok(Some((Arc::clone(&segment), place, newest)));
+                return Ok(header.base_offset);
             }
-            newest = newest.max(header.max_timestamp);
             raft_index = self.raft.batch_index_from(raft_index.next());
         }
-        Ok(None)
+        Ok(self.end_offset)
+    }
+
+    /// Drops all entries after `last` and all records from `end` on; gives back the segments that went whole. Producers are
+    /// to be rebuilt then. Reads nothing at or behind `end`: a replay may find other bytes there.
+    pub(super) fn cut_to(
+        &mut self,
+        last: Option<LogId>,
+        end: Offset,
+    ) -> Result<Vec<Arc<Segment>>, CoreError> {
+        self.write_pending()?;
+        let split = self
+            .segments()
+            .find(|segment| segment.base < end && end < segment.next_offset());
+        let shorter = split
+            .map(|segment| {
+                segment
+                    .cut(end)
+                    .map_err(|error| CoreError::Segment(segment.path.clone(), error))
+            })
+            .transpose()?;
+        let mut gone = Vec::new();
+        if end < self.end_offset {
+            let mut all = std::mem::take(&mut self.closed);
+            all.extend(self.active.take().map(|active| ClosedSegment {
+                segment: active.segment,
+                producers: None,
+            }));
+            for closed in all {
+                if closed.segment.base >= end {
+                    gone.push(closed.segment);
+                } else if closed.segment.next_offset() <= end {
+                    self.closed.push(closed);
+                }
+            }
+            self.closed.extend(shorter.map(|segment| ClosedSegment {
+                segment: Arc::new(segment),
+                producers: None,
+            }));
+            self.end_offset = end;
+        }
+        Arc::make_mut(&mut self.raft).truncate_from(first_after(last));
+        self.last = last.or(self.last_purged);
+        Ok(gone)
     }
 
     /// Moves Raft's purge pointer; past the log's end, the log is emptied and goes on at `next_offset`. Gives back the
@@ -307,7 +311,7 @@ impl LogCore {
             gone.extend(self.segments().cloned());
             self.closed.clear();
             self.active = None;
-            self.raft = RaftMap::default();
+            self.raft = Arc::default();
             self.producers = ProducerTable::default();
             self.start_offset = next_offset;
             self.end_offset = next_offset;
@@ -330,7 +334,7 @@ impl LogCore {
             .segments()
             .next()
             .map_or(purged, |segment| segment.first_index);
-        self.raft.forget_before(purged.min(first));
+        Arc::make_mut(&mut self.raft).forget_before(purged.min(first));
     }
 
     /// Makes `before` the first offset served, and gives back the closed segments that lie wholly below it.
@@ -347,7 +351,7 @@ impl LogCore {
     }
 
     /// Rebuilds what is known of producers from the newest usable snapshot on.
-    pub(super) fn rebuild_producers(&mut self) -> Result<(), CoreError> {
+    pub(super) fn rebuild_producers(&mut self, now: TimestampMs) -> Result<(), CoreError> {
         let snapshot = |closed: &ClosedSegment| match &closed.producers {
             Some(bytes) => ProducerTable::decode(bytes),
             None => load_producers(&*self.disk, &self.dir, &closed.segment),
@@ -364,7 +368,7 @@ impl LogCore {
             let error = |error| CoreError::Segment(segment.path.clone(), error);
             let mut scan = Scan::new(segment, Default::default());
             while let Some((header, _)) = scan.next_header().map_err(error)? {
-                table.note(&header, header.base_offset);
+                table.note(&header, header.base_offset, now);
             }
             if let Some(closed) = self.closed.get_mut(from + at) {
                 table.expire();
@@ -374,6 +378,10 @@ impl LogCore {
         self.producers = table;
         Ok(())
     }
+}
+
+fn first_after(last: Option<LogId>) -> RaftIndex {
+    last.map_or(RaftIndex::default(), |last| last.index.next())
 }
 
 /// The snapshot that was written when a segment was sealed.

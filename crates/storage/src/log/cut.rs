@@ -16,16 +16,19 @@ impl PartitionLog {
     pub fn truncate_after(&self, last: Option<LogId>) -> Result<(), AppendError> {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
+        inner.check_taking()?;
         if inner.core.last == last {
             return Ok(());
         }
-        let gone = inner
-            .core
-            .truncate_after(last)
+        self.check_within(&inner, last)?;
+        let now = self.context.clock.now();
+        let end = inner.core.end_after(last);
+        let gone = end
+            .and_then(|end| inner.core.cut_to(last, end))
             .map_err(|error| self.append_error(error))?;
         inner
             .core
-            .rebuild_producers()
+            .rebuild_producers(now)
             .map_err(|error| self.append_error(error))?;
         let keep = last.map_or(0, |last| last.index.get() + 1);
         inner.recent.retain(|entry| entry.id.index.get() < keep);
@@ -39,6 +42,30 @@ impl PartitionLog {
         self.submit_cut(&mut inner, record, &gone)
     }
 
+    /// Only an entry that is there, or the last one purged, can become the last one.
+    fn check_within(&self, inner: &Inner, last: Option<LogId>) -> Result<(), AppendError> {
+        let core = &inner.core;
+        let purged = core.last_purged;
+        let known = match last {
+            None => purged.is_none(),
+            Some(id) => {
+                last == purged
+                    || (purged.is_none_or(|purged| purged.index < id.index)
+                        && core.last.is_some_and(|end| id.index <= end.index)
+                        && core.raft.term_of(id.index) == Some(id.term))
+            }
+        };
+        if known {
+            return Ok(());
+        }
+        let detail = "the log was to be cut behind an entry that it does not hold".to_owned();
+        Err(AppendError::Discontinuous {
+            key: self.key,
+            id: last.unwrap_or_default(),
+            detail,
+        })
+    }
+
     /// Forgets entries up to and including `upto` for Raft; their records stay until they are trimmed. Past the log's end,
     /// the log is emptied and goes on at `next_offset` (a snapshot was installed).
     ///
@@ -47,6 +74,7 @@ impl PartitionLog {
     pub fn purge(&self, upto: LogId, next_offset: Offset) -> Result<(), AppendError> {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
+        inner.check_taking()?;
         let gone = inner
             .core
             .purge(upto, next_offset)
@@ -63,6 +91,7 @@ impl PartitionLog {
     pub fn trim(&self, before: Offset) -> Result<(), AppendError> {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
+        inner.check_taking()?;
         if before <= inner.core.start_offset {
             return Ok(());
         }

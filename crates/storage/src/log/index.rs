@@ -7,18 +7,18 @@
 use bytes::{BufMut, Bytes};
 use quipu_model::{Offset, Position, RaftIndex, TimestampMs};
 
-pub(super) const ENTRY_LEN: usize = 32;
+pub(crate) const ENTRY_LEN: usize = 32;
 
 /// What stands for the Raft index in an entry rebuilt from the segment alone, which does not tell it: no search by Raft
 /// index ever begins there.
 pub(super) const UNKNOWN_RAFT_INDEX: RaftIndex = RaftIndex::new(u64::MAX);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct IndexEntry {
-    pub(super) offset: Offset,
-    pub(super) raft_index: RaftIndex,
-    pub(super) position: Position,
-    pub(super) newest_before: TimestampMs,
+pub(crate) struct IndexEntry {
+    pub(crate) offset: Offset,
+    pub(crate) raft_index: RaftIndex,
+    pub(crate) position: Position,
+    pub(crate) newest_before: TimestampMs,
 }
 
 /// Entries in ascending order: collected in memory for the active segment, read through a map for a sealed one.
@@ -84,7 +84,8 @@ impl SparseIndex {
     }
 }
 
-fn decode(bytes: &[u8]) -> IndexEntry {
+/// An entry of [`ENTRY_LEN`] bytes.
+pub(crate) fn decode(bytes: &[u8]) -> IndexEntry {
     let number = |at: usize| {
         let mut eight = [0; 8];
         eight.copy_from_slice(&bytes[at..at + 8]);

@@ -7,12 +7,17 @@ use quipu_model::{LogId, Offset, RaftIndex, TimestampMs};
 
 use super::{
     AppendError, Inner, PartitionLog,
+    append::is_full,
     core::ClosedSegment,
-    segment::Segment,
+    recover::check_unsealed,
+    segment::{Segment, SegmentError},
     state::{PartitionState, SegmentState},
     types::RetentionPolicy,
 };
-use crate::io::DiskFile;
+use crate::{
+    io::DiskFile,
+    wal::{Completion, RecordKind, StorageFailure, stopped},
+};
 
 /// What a checkpoint takes from a partition.
 #[derive(Debug)]
@@ -23,24 +28,40 @@ pub(crate) struct Captured {
     pub(crate) unsynced: Vec<(PathBuf, Arc<dyn DiskFile>)>,
     /// The files that no state names any more once this one is durable.
     pub(crate) obsolete: Vec<PathBuf>,
+    /// The segments that it names as they were cut.
+    cut: Vec<Arc<Segment>>,
 }
 
 impl PartitionLog {
-    /// Seals what was closed since the last checkpoint. Blocks; holds no lock while it reads and writes.
+    /// Seals what was closed since the last checkpoint, once its batches are found to be what was appended: a seal over
+    /// rotten bytes would vouch for them. Blocks; holds no lock while it reads and writes.
     pub(crate) fn seal_closed(&self) -> std::io::Result<()> {
-        let unsealed: Vec<ClosedSegment> = {
+        let (dir, raft, unsealed) = {
             let inner = self.inner.lock();
-            inner
-                .core
-                .closed
-                .iter()
-                .filter(|closed| !closed.segment.is_sealed())
-                .cloned()
-                .collect()
+            if inner.removed {
+                return Ok(());
+            }
+            let to_seal = |closed: &&ClosedSegment| {
+                !closed.segment.is_sealed() && !closed.segment.is_newly_cut()
+            };
+            let unsealed: Vec<_> = inner.core.closed.iter().filter(to_seal).cloned().collect();
+            let (dir, raft) = (inner.core.dir.clone(), Arc::clone(&inner.core.raft));
+            (dir, raft, unsealed)
         };
         for ClosedSegment { segment, producers } in unsealed {
-            let dir = self.inner.lock().core.dir.clone();
-            segment.seal(&*self.context.disk, &dir, &producers.unwrap_or_default())?;
+            if self.damage().is_some() {
+                break;
+            }
+            match check_unsealed(&segment, &raft) {
+                Ok(_) => {}
+                Err(SegmentError::Io(error)) => return Err(error),
+                Err(rot) => {
+                    self.read_error(&segment, rot);
+                    continue;
+                }
+            }
+            segment.seal(&*self.context.disk, &dir, producers.as_deref())?;
+            segment.note_scrubbed(self.context.clock.monotonic());
             let mut inner = self.inner.lock();
             for closed in inner
                 .core
@@ -55,6 +76,22 @@ impl PartitionLog {
         Ok(())
     }
 
+    pub(crate) fn sealed_segments(&self) -> Vec<Arc<Segment>> {
+        let inner = self.inner.lock();
+        let sealed = inner.core.segments().filter(|segment| segment.is_sealed());
+        sealed.cloned().collect()
+    }
+
+    /// Checks a piece of a sealed segment against its seal; how many bytes it had, `None` once there is nothing more to do.
+    pub(crate) fn scrub(&self, segment: &Arc<Segment>, position: u64, len: usize) -> Option<usize> {
+        if self.damage().is_some() {
+            return None;
+        }
+        let read = segment.scrub(position, len);
+        // Damage is latched by that.
+        read.map_err(|error| self.read_error(segment, error)).ok()
+    }
+
     /// The partition's state for a checkpoint; the one of the last checkpoint, where nothing has changed.
     pub(crate) fn capture(&self) -> Option<Captured> {
         let mut inner = self.inner.lock();
@@ -66,6 +103,7 @@ impl PartitionLog {
                 state,
                 unsynced: Vec::new(),
                 obsolete: Vec::new(),
+                cut: Vec::new(),
             });
         }
         let mut encoded = Vec::new();
@@ -77,15 +115,19 @@ impl PartitionLog {
             .map(|segment| (segment.path.clone(), Arc::clone(&segment.file)))
             .collect();
         let obsolete = inner.obsolete.clone();
+        let cut = inner.core.segments().filter(|s| s.is_newly_cut());
+        let cut = cut.cloned().collect();
         Some(Captured {
             state,
             unsynced,
             obsolete,
+            cut,
         })
     }
 
     /// The checkpoint that a capture was for is durable: the files that it no longer names may go.
     pub(crate) fn checkpointed(&self, captured: &Captured) {
+        captured.cut.iter().for_each(|cut| cut.note_checkpointed());
         let mut inner = self.inner.lock();
         inner
             .obsolete
@@ -115,9 +157,30 @@ impl PartitionLog {
         self.inner.lock().captured = None;
     }
 
-    /// Marks the partition removed: no checkpoint keeps it any more.
-    pub(crate) fn mark_removed(&self) {
-        self.inner.lock().removed = true;
+    /// Ends the partition's life on this node: nothing is written to it any more, and no checkpoint keeps it. `done` is
+    /// called once that is durable.
+    pub(crate) fn remove(&self, done: Completion) -> Result<(), StorageFailure> {
+        let mut inner = self.inner.lock();
+        let record = self.record(
+            RecordKind::Removed,
+            LogId::default(),
+            Offset::ZERO,
+            Default::default(),
+        );
+        inner.lsn = self.context.wal.submit(vec![record], done)?;
+        let gone = std::io::Error::other("the partition was removed from this node");
+        inner.ended = Some(StorageFailure {
+            operation: "append",
+            path: inner.core.dir.clone(),
+            error: Arc::new(gone),
+        });
+        inner.removed = true;
+        Ok(())
+    }
+
+    /// The store closes: whoever still holds a handle writes nothing more through it.
+    pub(crate) fn end(&self) {
+        self.inner.lock().ended.get_or_insert_with(stopped);
     }
 
     /// Up to which offset the policy lets records go now: always the end of a closed segment.
@@ -128,8 +191,23 @@ impl PartitionLog {
             inner.core.end_offset.since(inner.core.start_offset),
         );
         let mut point = None;
+        let mut later = inner.core.segments().skip(1);
         for ClosedSegment { segment, .. } in &inner.core.closed {
-            let age_ms = now.get().saturating_sub(segment.newest().get());
+            // A timestamp is the producer's word: one from the future counts as of when the segment was closed, and where
+            // there is none at all, that counts too.
+            let closed_ms = later.next().map_or_else(
+                || {
+                    segment
+                        .created
+                        .get()
+                        .saturating_add_unsigned(inner.core.config.segment_ms)
+                },
+                |next| next.created.get(),
+            );
+            let newest_ms = Some(segment.newest().get()).filter(|newest| *newest >= 0);
+            let age_ms = now
+                .get()
+                .saturating_sub(newest_ms.map_or(closed_ms, |newest| newest.min(closed_ms)));
             let too_old = policy
                 .max_age_ms
                 .is_some_and(|most| age_ms > 0 && age_ms as u64 > most);
@@ -157,12 +235,24 @@ impl PartitionLog {
     pub fn roll_if_due(&self, now: TimestampMs) -> Result<(), AppendError> {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
+        inner.check_taking()?;
         let most = inner.core.config.segment_ms;
+        let reserved = inner.reserved_bytes;
         let due = inner.core.active.as_ref().is_some_and(|active| {
             let age_ms = now.get().saturating_sub(active.segment.created.get());
             active.len() > 0 && age_ms > 0 && age_ms as u64 >= most
         });
-        if due {
+        // What has room in this segment must have it in the next one: on a full disk, this one goes on.
+        let ready = match due.then(|| inner.core.ensure_spare(reserved)) {
+            None => false,
+            Some(Ok(())) => true,
+            Some(Err(error)) if is_full(&error) => false,
+            Some(Err(error)) => {
+                let path = inner.core.dir.clone();
+                return Err(self.fail("allocate", path, error).into());
+            }
+        };
+        if ready {
             inner
                 .core
                 .close_active()

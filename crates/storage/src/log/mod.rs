@@ -37,7 +37,16 @@ pub use self::{
     },
 };
 pub(crate) use self::{
-    append::is_full, maintain::Captured, recover::RecoveringLog, state::PartitionState,
+    append::is_full,
+    index::{ENTRY_LEN, decode as decode_index_entry},
+    maintain::Captured,
+    producers::ProducerTable,
+    recover::RecoveringLog,
+    seal::{BLOCK_BYTES, Seal},
+    segment::Segment,
+    segment::segment_path,
+    state::PartitionState,
+    state::SegmentState,
 };
 use self::{
     core::{CoreError, LogCore},
@@ -56,6 +65,8 @@ pub struct PartitionLog {
     context: Arc<Context>,
     inner: Mutex<Inner>,
     damage: OnceLock<Arc<PartitionDamage>>,
+    /// Records of the write-ahead log could not all be repeated into it: they must stay where they are.
+    incomplete: bool,
     /// What was applied as of the last start's checkpoint.
     recovered_applied: Applied,
 }
@@ -76,6 +87,9 @@ struct Inner {
     reserved_bytes: u64,
     /// The encoded state of the last checkpoint; `None` once something has changed.
     captured: Option<Bytes>,
+    /// Why nothing is written here any more, once that is so: the partition was removed, or the store closed.
+    ended: Option<StorageFailure>,
+    /// No checkpoint keeps the partition any more.
     removed: bool,
     /// Files of segments that are gone, which the last checkpoint still names.
     obsolete: Vec<PathBuf>,
@@ -147,9 +161,14 @@ impl PartitionLog {
         self.damage().map_or(Ok(()), Err)
     }
 
+    /// Whether only the write-ahead log holds all that the partition acknowledged.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
     /// Stops serving the partition: bytes that were acknowledged are no longer what was written.
     fn latch_damage(&self, path: PathBuf, position: u64, detail: String) -> Arc<PartitionDamage> {
-        let damage = Arc::clone(self.damage.get_or_init(|| {
+        Arc::clone(self.damage.get_or_init(|| {
             let damage = PartitionDamage {
                 key: self.key,
                 path,
@@ -158,17 +177,28 @@ impl PartitionLog {
             };
             tracing::error!(%damage, "a partition is no longer served");
             Arc::new(damage)
-        }));
-        damage
+        }))
     }
 
-    fn read_error(&self, path: PathBuf, error: SegmentError) -> ReadError {
+    /// What a failed read means. Not to be called with the lock held.
+    fn read_error(&self, segment: &Arc<Segment>, error: SegmentError) -> ReadError {
+        let path = segment.path.clone();
         match error {
-            SegmentError::Rot { position, detail } => {
+            SegmentError::Rot { position, detail } if self.holds(segment) => {
                 self.latch_damage(path, position.get(), detail).into()
             }
+            // It was cut while it was read, and its end given back: the bytes were no longer the log's.
+            SegmentError::Rot { .. } => ReadError::Io {
+                path,
+                error: std::io::Error::other("the log was cut meanwhile: read again"),
+            },
             SegmentError::Io(error) => ReadError::Io { path, error },
         }
+    }
+
+    fn holds(&self, segment: &Arc<Segment>) -> bool {
+        let inner = self.inner.lock();
+        inner.core.segments().any(|held| Arc::ptr_eq(held, segment))
     }
 
     /// What a failed change means: a disk that does not write ends the node, rot ends this partition.

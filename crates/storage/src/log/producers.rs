@@ -10,10 +10,12 @@ use super::types::{ProducerBatch, ProducerTail};
 /// How many of a producer's newest batches a log remembers: as many as a producer may have in flight (Kafka's bound).
 pub const MAX_PRODUCER_BATCHES: usize = 5;
 
-/// A producer that was silent for this long (by the log's own timestamps) is forgotten when a segment is closed.
+/// A producer that was silent for this long, by this node's clock (a batch's own timestamps are the producer's word, and
+/// one from the far future would make all others look silent), is forgotten when a segment is closed.
 const EXPIRY_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
-/// At most this many producers are kept when a segment is closed: the most recent ones.
+/// At most this many producers are kept when a segment is closed, and at most twice as many at any time: the most recent
+/// ones.
 const MAX_PRODUCERS: usize = 50_000;
 
 const MAGIC: &[u8; 8] = b"QUIPUPRD";
@@ -28,15 +30,15 @@ struct ProducerState {
 
 /// The newest batches of each producer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ProducerTable {
+pub(crate) struct ProducerTable {
     producers: HashMap<ProducerId, ProducerState>,
     newest: TimestampMs,
 }
 
 impl ProducerTable {
     /// Notes a batch that was appended with these header fields at `base_offset`.
-    pub(super) fn note(&mut self, header: &BatchHeader, base_offset: Offset) {
-        self.newest = self.newest.max(header.max_timestamp);
+    pub(super) fn note(&mut self, header: &BatchHeader, base_offset: Offset, now: TimestampMs) {
+        self.newest = self.newest.max(now);
         if !header.producer_id.is_some() {
             return;
         }
@@ -45,7 +47,7 @@ impl ProducerTable {
             .entry(header.producer_id)
             .or_insert_with(|| ProducerState {
                 epoch: header.producer_epoch,
-                last_timestamp: header.max_timestamp,
+                last_timestamp: now,
                 batches: VecDeque::with_capacity(1),
             });
         if state.epoch != header.producer_epoch {
@@ -55,12 +57,15 @@ impl ProducerTable {
         if state.batches.len() == MAX_PRODUCER_BATCHES {
             state.batches.pop_front();
         }
-        state.last_timestamp = state.last_timestamp.max(header.max_timestamp);
+        state.last_timestamp = state.last_timestamp.max(now);
         state.batches.push_back(ProducerBatch {
             first: header.base_sequence,
             last: header.last_sequence(),
             base_offset,
         });
+        if self.producers.len() > 2 * MAX_PRODUCERS {
+            self.expire();
+        }
     }
 
     pub(super) fn tail(&self, id: ProducerId) -> Option<ProducerTail> {
@@ -71,7 +76,16 @@ impl ProducerTable {
         })
     }
 
-    /// Forgets the silent and the too many. Only when a segment is closed, so that every replica forgets the same.
+    /// All producers, in the order of their ids.
+    pub(crate) fn tails(&self) -> Vec<(ProducerId, ProducerTail)> {
+        let mut ids: Vec<_> = self.producers.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter()
+            .filter_map(|id| Some((id, self.tail(id)?)))
+            .collect()
+    }
+
+    /// Forgets the silent and the too many.
     pub(super) fn expire(&mut self) {
         let oldest = self.newest.get().saturating_sub(EXPIRY_MS);
         self.producers
@@ -115,7 +129,7 @@ impl ProducerTable {
     }
 
     /// `None` where the bytes are not what [`Self::encode`] wrote: the table is then rebuilt from the batches.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (body, crc) = bytes.split_last_chunk::<4>()?;
         if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
             return None;

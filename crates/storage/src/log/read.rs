@@ -9,6 +9,7 @@ use quipu_model::{
 
 use super::{
     Inner, PartitionLog, ReadError,
+    raft_map::RaftMap,
     scan::Scan,
     segment::{Segment, SegmentError},
     types::{EntryInfo, EntryKind, LogEntry, Payload, ReadBatches, TimestampedOffset},
@@ -38,7 +39,7 @@ impl PartitionLog {
         };
         self.prepare_index(&segment);
         read_batches(&segment, from, max_bytes, up_to)
-            .map_err(|error| self.read_error(segment.path.clone(), error))
+            .map_err(|error| self.read_error(&segment, error))
     }
 
     /// Brings the bytes that a [`Self::read`] would lend into memory. Blocks for as long as the disk takes; where it
@@ -54,9 +55,9 @@ impl PartitionLog {
         self.prepare_index(&segment);
         let start = segment.search_from(|entry| entry.offset <= from);
         let position = start
-            .map_err(|error| self.read_error(segment.path.clone(), error))?
+            .map_err(|error| self.read_error(&segment, error))?
             .position;
-        let populated = segment.populate(position, max_bytes + WALK_BYTES);
+        let populated = segment.populate(position, max_bytes.saturating_add(WALK_BYTES));
         populated.map_err(|error| ReadError::Io {
             path: segment.path.clone(),
             error,
@@ -97,9 +98,7 @@ impl PartitionLog {
         {
             self.prepare_index(segment);
             let found = find_timestamp(segment, timestamp, start, up_to);
-            if let Some(found) =
-                found.map_err(|error| self.read_error(segment.path.clone(), error))?
-            {
+            if let Some(found) = found.map_err(|error| self.read_error(segment, error))? {
                 return Ok(Some(found));
             }
         }
@@ -110,15 +109,15 @@ impl PartitionLog {
     pub fn term_of(&self, index: RaftIndex) -> Option<Term> {
         let inner = self.inner.lock();
         inner.core.last.filter(|last| index <= last.index)?;
-        inner.term_of(index)
+        View::of(&inner).term_of(index)
     }
 
     /// The first and the last entry of each term within a range, for Raft's search of a common point.
     pub fn key_log_ids(&self, first: RaftIndex, last: RaftIndex) -> Vec<LogId> {
-        let inner = self.inner.lock();
+        let view = View::of(&self.inner.lock());
         let mut ids = Vec::new();
         let mut push = |index: RaftIndex| {
-            let id = inner.term_of(index).map(|term| LogId { term, index });
+            let id = view.term_of(index).map(|term| LogId { term, index });
             if let Some(id) = id
                 && ids.last() != Some(&id)
             {
@@ -126,7 +125,7 @@ impl PartitionLog {
             }
         };
         push(first);
-        for (_, start) in inner.core.raft.term_starts(first, last) {
+        for (_, start) in view.raft.term_starts(first, last) {
             push(start);
         }
         push(last);
@@ -207,47 +206,41 @@ impl PartitionLog {
         mut visit: impl FnMut(LogId, Found<'_>) -> Result<Option<T>, SegmentError>,
     ) -> Result<Vec<T>, ReadError> {
         self.check_undamaged()?;
-        // The lock is held: a truncation in the middle of a walk would give entries of two histories.
-        let inner = self.inner.lock();
+        // One moment's view, read without the lock: what it names stays readable when the log is cut meanwhile.
+        let (view, end) = {
+            let inner = self.inner.lock();
+            (View::of(&inner), end.min(inner.core.next_index()))
+        };
         let mut out = Vec::new();
         let mut index = first.max(
-            inner
-                .core
-                .last_purged
+            view.last_purged
                 .map_or(RaftIndex::default(), |purged| purged.index.next()),
         );
-        let end = end.min(inner.core.next_index());
-        let mut walk: Option<(Arc<Segment>, Scan<'_>)>;
-        let segments: Vec<Arc<Segment>> = inner.core.segments().cloned().collect();
-        walk = None;
-        while index < end {
-            let Some(term) = inner.term_of(index) else {
-                break;
-            };
+        let mut walk: Option<(&Arc<Segment>, Scan<'_>)> = None;
+        while index < end
+            && let Some(term) = view.term_of(index)
+        {
             let id = LogId { term, index };
-            if let Some(control) = inner.core.raft.control(index) {
+            index = index.next();
+            if let Some(control) = view.raft.control(id.index) {
                 match visit(id, Found::Control(control.clone())) {
                     Ok(Some(item)) => out.push(item),
                     _ => break,
                 }
-                index = index.next();
                 continue;
             }
-            let current = segments.partition_point(|segment| segment.first_index <= index);
-            let Some(segment) = current.checked_sub(1).and_then(|at| segments.get(at)) else {
+            let Some(segment) = view.segment_of(id.index) else {
                 break;
             };
-            let failed = |error| self.read_error(segment.path.clone(), error);
-            if !walk
-                .as_ref()
-                .is_some_and(|(walked, _)| walked.base == segment.base)
-            {
-                walk = Some((
-                    Arc::clone(segment),
-                    inner.scan_from(segment, index).map_err(failed)?,
-                ));
-            }
-            let Some((_, scan)) = &mut walk else { break };
+            let failed = |error| self.read_error(segment, error);
+            let scan = match &mut walk {
+                Some((walked, scan)) if walked.base == segment.base => scan,
+                _ => {
+                    self.prepare_index(segment);
+                    let scan = view.scan_from(segment, id.index).map_err(failed)?;
+                    &mut walk.insert((segment, scan)).1
+                }
+            };
             let Some((header, position)) = scan.next_header().map_err(failed)? else {
                 break;
             };
@@ -255,7 +248,6 @@ impl PartitionLog {
                 Some(item) => out.push(item),
                 None => break,
             }
-            index = index.next();
         }
         Ok(out)
     }
@@ -263,7 +255,9 @@ impl PartitionLog {
     /// The segment that holds `from`, once that is known to lie within what may be read; `None` at its end.
     fn segment_of(&self, from: Offset, up_to: Offset) -> Result<Option<Arc<Segment>>, ReadError> {
         let inner = self.inner.lock();
-        let (start, end) = (inner.core.start_offset, inner.core.end_offset.min(up_to));
+        let start = inner.core.start_offset;
+        // What was trimmed was committed once, even where that is not known again yet after a start.
+        let end = inner.core.end_offset.min(up_to.max(start));
         if from < start || from > end {
             return Err(self.out_of_range(from, start, end));
         }
@@ -287,12 +281,34 @@ enum Found<'a> {
     Batch(&'a Arc<Segment>, BatchHeader, Position),
 }
 
-impl Inner {
+/// What a walk over entries needs, as it was at one moment.
+struct View {
+    segments: Vec<Arc<Segment>>,
+    raft: Arc<RaftMap>,
+    last_purged: Option<LogId>,
+}
+
+impl View {
+    fn of(inner: &Inner) -> Self {
+        Self {
+            segments: inner.core.segments().cloned().collect(),
+            raft: Arc::clone(&inner.core.raft),
+            last_purged: inner.core.last_purged,
+        }
+    }
+
     fn term_of(&self, index: RaftIndex) -> Option<Term> {
-        let purged = self.core.last_purged.filter(|purged| purged.index == index);
+        let purged = self.last_purged.filter(|purged| purged.index == index);
         purged
             .map(|purged| purged.term)
-            .or_else(|| self.core.raft.term_of(index))
+            .or_else(|| self.raft.term_of(index))
+    }
+
+    fn segment_of(&self, index: RaftIndex) -> Option<&Arc<Segment>> {
+        let after = self
+            .segments
+            .partition_point(|segment| segment.first_index <= index);
+        self.segments.get(after.checked_sub(1)?)
     }
 
     /// A walk that stands before the batch of a Raft index.
@@ -305,7 +321,7 @@ impl Inner {
         let mut scan = Scan::new(segment, from.position);
         let mut at = from.raft_index;
         while at < index && scan.next_header()?.is_some() {
-            at = self.core.raft.batch_index_from(at.next());
+            at = self.raft.batch_index_from(at.next());
         }
         Ok(scan)
     }
@@ -372,6 +388,10 @@ fn pick(
     let mut at = 0;
     let mut found = None;
     while at + BatchHeader::LEN <= window.len() {
+        // What stands behind may be cut off and given back at any moment.
+        if matches!(&found, Some(Pick::Found { next_offset, .. }) if *next_offset >= up_to) {
+            break;
+        }
         let header = BatchHeader::parse(&window[at..]).map_err(|error| SegmentError::Rot {
             position: position.plus(at as u64),
             detail: error.to_string(),

@@ -41,8 +41,13 @@ pub(crate) struct RecoveringLog {
     applied: Applied,
     lsn: Lsn,
     damage: Option<PartitionDamage>,
+    /// Segments that the checkpoint names and that are not as it names them. That is damage, unless the write-ahead log
+    /// goes on to cut or trim them: then another may stand in their place already.
+    unloaded: Vec<(SegmentState, PathBuf, String)>,
     now: TimestampMs,
     removed: bool,
+    /// There is no directory: right only where the write-ahead log ends with the partition's removal.
+    missing: bool,
 }
 
 impl RecoveringLog {
@@ -60,13 +65,15 @@ impl RecoveringLog {
             applied: (None, None),
             lsn: Lsn::default(),
             damage: None,
+            unloaded: Vec::new(),
             now,
             removed: false,
+            missing: false,
         }
     }
 
     /// Takes up what a checkpoint knew.
-    pub(crate) fn load(&mut self, state: PartitionState) -> io::Result<()> {
+    pub(crate) fn load(&mut self, state: PartitionState) {
         let core = &mut self.core;
         core.config.segment_bytes = state.segment_bytes;
         core.start_offset = state.start_offset;
@@ -74,7 +81,7 @@ impl RecoveringLog {
         core.last_purged = state.last_purged;
         core.last = state.last;
         core.vote = state.vote;
-        core.raft = RaftMap::from_parts(state.terms, state.controls);
+        core.raft = Arc::new(RaftMap::from_parts(state.terms, state.controls));
         self.applied = (state.applied, state.membership);
         self.lsn = state.lsn;
         for segment in &state.segments {
@@ -88,15 +95,20 @@ impl RecoveringLog {
                     segment: Arc::new(segment),
                     producers: None,
                 }),
-                Err((path, detail)) => self.note_damage(path, 0, detail),
+                Err((path, detail)) => self.unloaded.push((*segment, path, detail)),
             }
         }
         // The last one goes on being written.
         if let Some(last) = self.core.closed.pop_if(|last| !last.segment.is_sealed()) {
-            let allocated = last.segment.file.len()?;
-            self.core.active = Some(ActiveSegment::new(last.segment, allocated));
+            self.core.active = Some(self.go_on(last.segment));
         }
-        Ok(())
+    }
+
+    /// A segment to be written on. A checkpoint that did not end may have given the file's room back: only what is written
+    /// counts as there.
+    fn go_on(&self, segment: Arc<Segment>) -> ActiveSegment {
+        let allocated = segment.len();
+        ActiveSegment::new(segment, allocated, self.core.config.segment_bytes)
     }
 
     fn load_sealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {
@@ -109,7 +121,7 @@ impl RecoveringLog {
         {
             return Err((path, "the seal is another segment's".to_owned()));
         }
-        Segment::open_sealed(disk, dir, term, seal)
+        Segment::open_sealed(disk, dir, (term, state.created), seal)
             .map_err(|error| (path.with_extension("log"), error.to_string()))
     }
 
@@ -148,6 +160,7 @@ impl RecoveringLog {
     /// The checkpoint knew the partition, but its directory is gone: right only if the write-ahead log says that it was
     /// removed.
     pub(crate) fn note_missing(&mut self) {
+        self.missing = true;
         self.note_damage(
             self.core.dir.clone(),
             0,
@@ -160,11 +173,27 @@ impl RecoveringLog {
     /// # Errors
     /// Where the disk fails, or the record is not one.
     pub(crate) fn replay(&mut self, record: ReplayedRecord) -> io::Result<()> {
-        self.removed |= record.kind == RecordKind::Removed;
-        if record.lsn <= self.lsn || self.removed || self.damage.is_some() {
+        if record.lsn <= self.lsn {
+            return Ok(());
+        }
+        if record.kind == RecordKind::Removed {
+            self.remove(record.lsn);
+            return Ok(());
+        }
+        if self.damage.is_some() {
             return Ok(());
         }
         self.lsn = record.lsn;
+        // A partition that came back to this node begins anew.
+        self.removed = false;
+        if self.missing {
+            self.note_missing();
+            return Ok(());
+        }
+        if let Some(detail) = self.misfit(&record) {
+            self.note_damage(self.core.dir.clone(), 0, detail);
+            return Ok(());
+        }
         let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let mut payload = record.payload;
         let id = record.log_id;
@@ -199,11 +228,21 @@ impl RecoveringLog {
                     .try_get_u8()
                     .map_err(|_| bad("a truncation record cut short"))?
                     == 1;
-                self.core.truncate_after(present.then_some(id)).map(drop)
+                let end = record.base_offset;
+                self.unloaded.retain(|(segment, ..)| segment.base < end);
+                self.core.cut_to(present.then_some(id), end).map(drop)
             }
-            RecordKind::Purge => self.core.purge(id, record.base_offset).map(drop),
+            RecordKind::Purge => {
+                if self.core.last.is_none_or(|last| last.index < id.index) {
+                    self.unloaded.clear();
+                }
+                self.core.purge(id, record.base_offset).map(drop)
+            }
             RecordKind::Trim => {
-                self.core.trim(record.base_offset);
+                let start = record.base_offset;
+                self.unloaded
+                    .retain(|(segment, ..)| segment.next_offset > start);
+                self.core.trim(start);
                 Ok(())
             }
             RecordKind::Removed | RecordKind::Mark => Ok(()),
@@ -220,9 +259,44 @@ impl RecoveringLog {
         }
     }
 
+    /// Whatever stands before is void.
+    fn remove(&mut self, lsn: Lsn) {
+        let core = &self.core;
+        let (disk, dir, config) = (
+            Arc::clone(&core.disk),
+            core.dir.clone(),
+            core.config.clone(),
+        );
+        *self = Self {
+            lsn,
+            removed: true,
+            missing: self.missing,
+            ..Self::new(disk, dir, core.key, config, self.now)
+        };
+    }
+
+    /// Why a record does not continue the log: then records before it are missing.
+    fn misfit(&self, record: &ReplayedRecord) -> Option<String> {
+        let (index, end) = (self.core.next_index(), self.core.end_offset);
+        let entry = matches!(record.kind, RecordKind::Batch | RecordKind::Control);
+        let fits = !entry || (record.log_id.index, record.base_offset) == (index, end);
+        (!fits).then(|| {
+            format!(
+                "entry {} at offset {} of the write-ahead log does not continue the log, which goes on with index {index} at \
+                 offset {end}",
+                record.log_id, record.base_offset
+            )
+        })
+    }
+
     /// Whether not even all of the log's records could be repeated: the write-ahead log must be kept then.
     pub(crate) fn is_incomplete(&self) -> bool {
-        self.damage.is_some() && !self.removed
+        self.damage.is_some() || !self.unloaded.is_empty()
+    }
+
+    /// The records up to here are not the partition's: it is created behind them.
+    pub(crate) fn begin_behind(&mut self, lsn: Lsn) {
+        self.lsn = lsn;
     }
 
     /// Whether the partition was removed: its directory is to go.
@@ -235,6 +309,10 @@ impl RecoveringLog {
     /// # Errors
     /// Where the disk fails.
     pub(crate) fn finish(mut self, context: Arc<Context>) -> io::Result<Arc<PartitionLog>> {
+        let incomplete = self.is_incomplete();
+        for (_, path, detail) in std::mem::take(&mut self.unloaded) {
+            self.note_damage(path, 0, detail);
+        }
         if self.damage.is_none() {
             self.check()?;
         }
@@ -253,6 +331,7 @@ impl RecoveringLog {
             key: self.core.key,
             context,
             damage,
+            incomplete,
             recovered_applied: self.applied.clone(),
             inner: Mutex::new(Inner {
                 core: self.core,
@@ -261,6 +340,7 @@ impl RecoveringLog {
                 lsn: self.lsn,
                 reserved_bytes: 0,
                 captured: None,
+                ended: None,
                 removed: false,
                 obsolete,
             }),
@@ -274,23 +354,23 @@ impl RecoveringLog {
                 if !segment.is_sealed() {
                     self.core.closed[at].producers = None;
                     check_unsealed(&segment, &self.core.raft)
+                        .map(|index| segment.set_index(index))
                         .map_err(|error| (segment.path.clone(), error))?;
                 }
             }
             if let Some(active) = self.core.active.take() {
                 let segment = active.segment;
                 check_unsealed(&segment, &self.core.raft)
+                    .map(|index| segment.set_index(index))
                     .map_err(|error| (segment.path.clone(), error))?;
-                let allocated = segment
-                    .file
-                    .len()
-                    .map_err(|error| (segment.path.clone(), error.into()))?;
-                self.core.active = Some(ActiveSegment::new(segment, allocated));
+                self.core.active = Some(self.go_on(segment));
             }
-            self.core.rebuild_producers().map_err(|error| match error {
-                CoreError::Segment(path, error) => (path, error),
-                CoreError::Io(_, path, error) => (path, error.into()),
-            })
+            self.core
+                .rebuild_producers(self.now)
+                .map_err(|error| match error {
+                    CoreError::Segment(path, error) => (path, error),
+                    CoreError::Io(_, path, error) => (path, error.into()),
+                })
         });
         match outcome {
             Ok(()) => Ok(()),
@@ -366,8 +446,11 @@ fn decode_vote(term: Term, mut payload: Bytes) -> Option<Vote> {
     })
 }
 
-/// Checks every batch of a segment that has no seal yet, and rebuilds its index on the way.
-fn check_unsealed(segment: &Segment, raft: &RaftMap) -> Result<(), SegmentError> {
+/// Checks every batch of a segment that has no seal yet; gives an index of it, made on the way.
+pub(super) fn check_unsealed(
+    segment: &Segment,
+    raft: &RaftMap,
+) -> Result<SparseIndex, SegmentError> {
     let mut index = SparseIndex::Growing(Vec::new());
     let (mut newest, mut raft_index, mut due) =
         (TimestampMs::NONE, segment.first_index, segment.base);
@@ -416,9 +499,18 @@ fn check_unsealed(segment: &Segment, raft: &RaftMap) -> Result<(), SegmentError>
         }
         wanted = CHECK_BYTES;
     }
-    segment.set_index(index);
+    if due != segment.next_offset() {
+        let detail = format!(
+            "its batches end at offset {due}, not at {}",
+            segment.next_offset()
+        );
+        return Err(SegmentError::Rot {
+            position: Position::new(position),
+            detail,
+        });
+    }
     segment.publish(segment.len(), due, newest);
-    Ok(())
+    Ok(index)
 }
 
 /// The bytes between index entries that a check makes.

@@ -6,28 +6,28 @@
 //! | CRC-32 of each block u32 … | CRC-32 of all before it u32                                     (little-endian)
 //! ```
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut};
 use quipu_model::{Offset, Position, RaftIndex, TimestampMs};
 
 const MAGIC: &[u8; 8] = b"QUIPUSEA";
 const FORMAT: u32 = 1;
 
 /// How many bytes a checksum covers: small enough that reading one batch checks little more than it.
-pub(super) const BLOCK_BYTES: u64 = 64 << 10;
+pub(crate) const BLOCK_BYTES: u64 = 64 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Seal {
-    pub(super) base: Offset,
-    pub(super) next_offset: Offset,
-    pub(super) first_index: RaftIndex,
-    pub(super) newest: TimestampMs,
-    pub(super) data_bytes: u64,
-    pub(super) index_crc: u32,
-    pub(super) block_crcs: Vec<u32>,
+pub(crate) struct Seal {
+    pub(crate) base: Offset,
+    pub(crate) next_offset: Offset,
+    pub(crate) first_index: RaftIndex,
+    pub(crate) newest: TimestampMs,
+    pub(crate) data_bytes: u64,
+    pub(crate) index_crc: u32,
+    pub(crate) block_crcs: Vec<u32>,
 }
 
 impl Seal {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(72 + self.block_crcs.len() * 4);
         out.put_slice(MAGIC);
         out.put_u32_le(FORMAT);
@@ -48,7 +48,7 @@ impl Seal {
     }
 
     /// What [`Self::encode`] wrote, or what is wrong with the bytes.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
         let (body, crc) = bytes
             .split_last_chunk::<4>()
             .ok_or("the seal is cut short")?;
@@ -83,14 +83,14 @@ impl Seal {
     }
 
     /// The whole blocks around a range, clipped to the data: what must be read to check the range.
-    pub(super) fn blocks_around(&self, position: Position, len: usize) -> std::ops::Range<u64> {
+    pub(crate) fn blocks_around(&self, position: Position, len: usize) -> std::ops::Range<u64> {
         let start = position.get() / BLOCK_BYTES * BLOCK_BYTES;
         let end = (position.get() + len as u64).next_multiple_of(BLOCK_BYTES);
         start..end.min(self.data_bytes)
     }
 
     /// Checks whole blocks that begin at `start`; on a mismatch, the position of the first bad block.
-    pub(super) fn check(&self, start: u64, blocks: &Bytes) -> Result<(), Position> {
+    pub(crate) fn check(&self, start: u64, blocks: &[u8]) -> Result<(), Position> {
         let first = (start / BLOCK_BYTES) as usize;
         for (at, block) in blocks.chunks(BLOCK_BYTES as usize).enumerate() {
             if self.block_crcs.get(first + at) != Some(&crc32fast::hash(block)) {

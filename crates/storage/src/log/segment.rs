@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use parking_lot::RwLock;
-use quipu_model::{LogId, Offset, Position, RaftIndex, Term, TimestampMs, batch::BatchHeader};
+use parking_lot::{Mutex, RwLock};
+use quipu_model::{LogId, Offset, Position, RaftIndex, Term, TimestampMs};
 
 use super::{
     index::{ENTRY_LEN, IndexEntry, SparseIndex, UNKNOWN_RAFT_INDEX},
@@ -41,13 +42,13 @@ impl From<io::Error> for SegmentError {
 ///
 /// The name carries the term of the segment's first entry behind its base offset: after a truncation another segment may
 /// begin at the same offset, in a later term, while a checkpoint still names the old one.
-pub(super) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -> PathBuf {
+pub(crate) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -> PathBuf {
     dir.join(format!("{:020}-{}.{ending}", base.get(), term))
 }
 
 /// A segment as readers see it. All below `len` is written and never changes.
 #[derive(Debug)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     pub(super) base: Offset,
     /// The term of the first batch.
     pub(super) term: Term,
@@ -62,6 +63,9 @@ pub(super) struct Segment {
     /// `None` until it is needed, for a sealed segment.
     index: RwLock<Option<SparseIndex>>,
     seal: OnceLock<Seal>,
+    newly_cut: AtomicBool,
+    /// By the monotonic clock, when the seal's blocks were last read and found right.
+    scrubbed: Mutex<Option<Duration>>,
 }
 
 impl Segment {
@@ -82,6 +86,8 @@ impl Segment {
             newest: AtomicI64::new(TimestampMs::NONE.get()),
             index: RwLock::new(Some(SparseIndex::Growing(Vec::new()))),
             seal: OnceLock::new(),
+            newly_cut: AtomicBool::new(false),
+            scrubbed: Mutex::new(None),
         }
     }
 
@@ -89,11 +95,14 @@ impl Segment {
     pub(super) fn open_sealed(
         disk: &dyn Disk,
         dir: &Path,
-        term: Term,
+        (term, created): (Term, TimestampMs),
         seal: Seal,
     ) -> io::Result<Self> {
         let path = segment_path(dir, seal.base, term, "log");
         let file = disk.open(&path, OpenMode::Read)?;
+        if file.len()? < seal.data_bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let segment = Self::new(
             (
                 seal.base,
@@ -103,7 +112,7 @@ impl Segment {
                 },
             ),
             (path, file),
-            seal.newest,
+            created,
         );
         segment.publish(seal.data_bytes, seal.next_offset, seal.newest);
         *segment.index.write() = None;
@@ -111,27 +120,49 @@ impl Segment {
         Ok(segment)
     }
 
-    /// This segment cut to end at a batch's position, over the same file: what stands behind is no longer looked at.
-    pub(super) fn cut(&self, at: BatchPlace, newest: TimestampMs) -> Result<Self, SegmentError> {
-        let segment = Self::new(
-            (
-                self.base,
-                LogId {
-                    term: self.term,
-                    index: self.first_index,
-                },
-            ),
-            (self.path.clone(), Arc::clone(&self.file)),
-            self.created,
-        );
-        segment.publish(at.position.get(), at.header.base_offset, newest);
+    /// This segment cut to end at a batch's end, over the same file: what stands behind is no longer looked at.
+    pub(super) fn cut(&self, end: Offset) -> Result<Self, SegmentError> {
+        let from = self.search_from(|entry| entry.offset < end)?;
+        let (mut position, mut newest) = (from.position, from.newest_before);
+        let mut scan = Scan::new(self, from.position);
+        let mut reached = from.offset;
+        while reached < end
+            && let Some((header, at)) = scan.next_header()?
+        {
+            reached = header.next_offset();
+            position = at.plus(header.total_len() as u64);
+            newest = newest.max(header.max_timestamp);
+        }
+        if reached != end {
+            let detail = format!("no batch ends at offset {end}, to which the log was cut");
+            return Err(SegmentError::Rot { position, detail });
+        }
+        let first = LogId {
+            term: self.term,
+            index: self.first_index,
+        };
+        let file = (self.path.clone(), Arc::clone(&self.file));
+        let segment = Self::new((self.base, first), file, self.created);
+        segment.publish(position.get(), end, newest);
+        segment.newly_cut.store(true, Ordering::Release);
         let mut index = self.with_index(Clone::clone)?;
-        index.truncate_at(at.position);
+        index.truncate_at(position);
         *segment.index.write() = Some(index);
         Ok(segment)
     }
 
-    pub(super) fn len(&self) -> u64 {
+    /// Whether the last checkpoint may name this segment as it was before it was cut: it is not to be sealed then, since the
+    /// seal would not fit what a start after a crash is told.
+    pub(super) fn is_newly_cut(&self) -> bool {
+        self.newly_cut.load(Ordering::Acquire)
+    }
+
+    /// A checkpoint names this segment as it is.
+    pub(super) fn note_checkpointed(&self) {
+        self.newly_cut.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn len(&self) -> u64 {
         self.len.load(Ordering::Acquire)
     }
 
@@ -176,6 +207,9 @@ impl Segment {
     /// Up to `len` bytes from a position, fewer at the end; checked against the seal where there is one.
     pub(super) fn window(&self, position: Position, len: usize) -> Result<Bytes, SegmentError> {
         let here = self.len().saturating_sub(position.get());
+        if here == 0 {
+            return Ok(Bytes::new());
+        }
         let len = len.min(usize::try_from(here).unwrap_or(usize::MAX));
         let Some(seal) = self.seal.get() else {
             return Ok(self.file.read(position, len)?);
@@ -185,11 +219,7 @@ impl Segment {
             Position::new(range.start),
             (range.end - range.start) as usize,
         )?;
-        seal.check(range.start, &blocks)
-            .map_err(|position| SegmentError::Rot {
-                position,
-                detail: format!("a block of {BLOCK_BYTES} bytes does not match its checksum"),
-            })?;
+        self.check_blocks(seal, range.start, &blocks)?;
         let from = (position.get() - range.start) as usize;
         Ok(blocks.slice(from..from + len))
     }
@@ -197,11 +227,48 @@ impl Segment {
     /// Brings a range into memory; blocks for as long as the disk takes.
     pub(super) fn populate(&self, position: Position, len: usize) -> io::Result<()> {
         let start = position.get() / BLOCK_BYTES * BLOCK_BYTES;
-        let end = (position.get() + len as u64)
+        let end = position
+            .get()
+            .saturating_add(len as u64)
+            .min(self.len())
             .next_multiple_of(BLOCK_BYTES)
             .min(self.len());
         self.file
             .populate(Position::new(start), end.saturating_sub(start) as usize)
+    }
+
+    pub(crate) fn scrubbed(&self) -> Option<Duration> {
+        *self.scrubbed.lock()
+    }
+
+    pub(crate) fn note_scrubbed(&self, at: Duration) {
+        *self.scrubbed.lock() = Some(at);
+    }
+
+    /// Checks a sealed segment's blocks from `position`, where one begins, for about `len` bytes, without mapping them; how
+    /// many bytes that were.
+    pub(super) fn scrub(&self, position: u64, len: usize) -> Result<usize, SegmentError> {
+        let Some(seal) = self.seal.get() else {
+            return Ok(0);
+        };
+        let range = seal.blocks_around(Position::new(position), len);
+        let mut blocks = vec![0; range.end.saturating_sub(range.start) as usize];
+        self.file
+            .read_into(Position::new(range.start), &mut blocks)
+            .map_err(|error| SegmentError::Rot {
+                position: Position::new(position),
+                detail: format!("it can't be read: {error}"),
+            })?;
+        self.check_blocks(seal, range.start, &blocks)?;
+        Ok(blocks.len())
+    }
+
+    fn check_blocks(&self, seal: &Seal, start: u64, blocks: &[u8]) -> Result<(), SegmentError> {
+        seal.check(start, blocks)
+            .map_err(|position| SegmentError::Rot {
+                position,
+                detail: format!("a block of {BLOCK_BYTES} bytes does not match its checksum"),
+            })
     }
 
     /// Runs `use_index` on the index, loading or rebuilding it first where need be.
@@ -285,7 +352,12 @@ impl Segment {
     }
 
     /// Seals a closed segment: makes its bytes durable, then its checksums. Blocks.
-    pub(super) fn seal(&self, disk: &dyn Disk, dir: &Path, producers: &[u8]) -> io::Result<()> {
+    pub(super) fn seal(
+        &self,
+        disk: &dyn Disk,
+        dir: &Path,
+        producers: Option<&[u8]>,
+    ) -> io::Result<()> {
         self.file.sync()?;
         let index = self
             .with_index(SparseIndex::encode)
@@ -307,11 +379,13 @@ impl Segment {
             &segment_path(dir, self.base, self.term, "index"),
             &index,
         )?;
-        crate::io::write_whole(
-            disk,
-            &segment_path(dir, self.base, self.term, "producers"),
-            producers,
-        )?;
+        let snapshot = segment_path(dir, self.base, self.term, "producers");
+        match producers {
+            Some(producers) => crate::io::write_whole(disk, &snapshot, producers)?,
+            // One from before the segment was cut would tell of batches that are gone.
+            None if disk.exists(&snapshot) => disk.remove_file(&snapshot)?,
+            None => {}
+        }
         crate::io::replace_file(
             disk,
             &segment_path(dir, self.base, self.term, "seal"),
@@ -337,11 +411,4 @@ impl Segment {
         }
         Ok(crcs)
     }
-}
-
-/// A batch found in a segment.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BatchPlace {
-    pub(super) header: BatchHeader,
-    pub(super) position: Position,
 }

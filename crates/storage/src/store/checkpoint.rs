@@ -11,15 +11,17 @@ use super::{Context, Partitions, ballast, format};
 use crate::{
     PartitionLog,
     log::{Captured, is_full},
-    wal::{Lsn, StorageFailure},
+    wal::{Lsn, StorageFailure, stopped},
 };
 
 /// Runs a checkpoint. A disk too full for one is no failure: nothing is lost, and the next one may find room.
 pub(super) fn run(context: &Arc<Context>, partitions: &Partitions) -> Result<(), StorageFailure> {
-    if context.pinned {
+    let _running = context.checkpointing.lock();
+    // Only the write-ahead log holds what a damaged partition could not take: nothing of it may be recycled before that
+    // partition is removed.
+    if partitions.read().values().any(|log| log.is_incomplete()) {
         return Ok(());
     }
-    let _running = context.checkpointing.lock();
     let started = context.clock.monotonic();
     let mut outcome = write(context, partitions);
     if outcome.as_ref().is_err_and(|(_, _, error)| is_full(error))
@@ -124,5 +126,5 @@ fn wait_flushed(context: &Context) -> Result<(), StorageFailure> {
     };
     context.wal.submit(Vec::new(), Box::new(done))?;
     // The writer calls every completion, on its way down too.
-    flushed.recv().unwrap_or(Ok(()))
+    flushed.recv().unwrap_or_else(|_| Err(stopped()))
 }

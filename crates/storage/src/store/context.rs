@@ -34,8 +34,6 @@ pub(crate) struct Context {
     pub(super) checkpoint_asked: AtomicBool,
     /// Held by the one checkpoint that runs: two could write their states in the wrong order.
     pub(super) checkpointing: Mutex<()>,
-    /// The write-ahead log holds what a damaged partition could not take: nothing of it may be recycled.
-    pub(super) pinned: bool,
 }
 
 impl Context {

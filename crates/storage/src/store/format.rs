@@ -19,8 +19,8 @@ use crate::{
     wal::Lsn,
 };
 
-pub(super) const FORMAT_FILE: &str = "FORMAT";
-pub(super) const RAFT_STATE_FILE: &str = "raft-state";
+pub(crate) const FORMAT_FILE: &str = "FORMAT";
+pub(crate) const RAFT_STATE_FILE: &str = "raft-state";
 const FORMAT: u32 = 1;
 const MAGIC: &[u8; 8] = b"QUIPURST";
 
@@ -28,14 +28,18 @@ const MAGIC: &[u8; 8] = b"QUIPURST";
 pub(super) fn create_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
     let id = Uuid::new_v4();
     let lines = format!("quipu {FORMAT}\ndirectory {id}\n");
-    let text = format!("{lines}crc {:08x}\n", crc32fast::hash(lines.as_bytes()));
+    let text = lines.clone() + &crc_line(&lines);
     replace_file(disk, Path::new(FORMAT_FILE), text.as_bytes())
         .map_err(|error| io_error("writing", FORMAT_FILE, error))?;
     Ok(id.into_bytes())
 }
 
+fn crc_line(lines: &str) -> String {
+    format!("crc {:08x}\n", crc32fast::hash(lines.as_bytes()))
+}
+
 /// The directory's id, once its format is known to be one that this version reads.
-pub(super) fn read_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
+pub(crate) fn read_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
     let bytes = read_whole(disk, Path::new(FORMAT_FILE))
         .map_err(|error| io_error("reading", FORMAT_FILE, error))?;
     let damaged = |detail: &str| OpenError::Damaged {
@@ -47,10 +51,7 @@ pub(super) fn read_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
     let (lines, crc) = text
         .split_at_checked(text.rfind("crc ").unwrap_or(0))
         .unwrap_or_default();
-    let crc = crc
-        .strip_prefix("crc ")
-        .and_then(|crc| u32::from_str_radix(crc.trim_end(), 16).ok());
-    if crc != Some(crc32fast::hash(lines.as_bytes())) {
+    if crc != crc_line(lines) {
         return Err(damaged("its checksum does not match"));
     }
     let field = |name: &str| lines.lines().find_map(|line| line.strip_prefix(name));
@@ -86,16 +87,25 @@ pub(super) fn write_raft_state(disk: &dyn Disk, lsn: Lsn, states: &[Bytes]) -> s
 }
 
 /// The last checkpoint: the LSN from which the write-ahead log goes on, and each partition's state.
-pub(super) fn read_raft_state(disk: &dyn Disk) -> Result<(Lsn, Vec<PartitionState>), OpenError> {
-    let file = Path::new(RAFT_STATE_FILE);
-    let bytes = Bytes::from(
-        read_whole(disk, file).map_err(|error| io_error("reading", RAFT_STATE_FILE, error))?,
-    );
+pub(crate) fn read_raft_state(disk: &dyn Disk) -> Result<(Lsn, Vec<PartitionState>), OpenError> {
+    read_raft_state_at(disk, Path::new(RAFT_STATE_FILE))
+}
+
+/// The same of a state file that may stand anywhere.
+pub(crate) fn read_raft_state_at(
+    disk: &dyn Disk,
+    file: &Path,
+) -> Result<(Lsn, Vec<PartitionState>), OpenError> {
     let damaged = |detail: &str| OpenError::Damaged {
         path: file.into(),
         position: 0,
         detail: detail.to_owned(),
     };
+    let bytes = read_whole(disk, file).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => damaged("the file is missing"),
+        _ => io_error("reading", file, error),
+    })?;
+    let bytes = Bytes::from(bytes);
     let body_len = bytes
         .len()
         .checked_sub(4)

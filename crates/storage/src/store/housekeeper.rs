@@ -2,13 +2,17 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, atomic::Ordering, mpsc},
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::JoinHandle,
 };
 
 use quipu_model::Position;
 
-use super::{Context, Partitions, checkpoint};
+use super::{Context, Partitions, checkpoint, scrub::Scrubber};
 use crate::io::DiskFile;
 
 /// Something to do in the background.
@@ -31,11 +35,21 @@ impl Housekeeper {
         let (sender, tasks) = mpsc::channel();
         let (held, partitions) = (Arc::clone(context), Arc::clone(partitions));
         let run = move || {
-            while let Ok(task) = tasks.recv() {
-                if matches!(task, Task::Stop) {
-                    break;
+            let mut scrubber = Scrubber::default();
+            let mut due = Some(held.clock.monotonic());
+            loop {
+                let task = match due {
+                    None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                    Some(due) => tasks.recv_timeout(due.saturating_sub(held.clock.monotonic())),
+                };
+                match task {
+                    Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                    Ok(task) => perform(task, &held, &partitions),
+                    Err(RecvTimeoutError::Timeout) => {
+                        let rest = scrubber.step(&held, &partitions);
+                        due = held.clock.monotonic().checked_add(rest);
+                    }
                 }
-                perform(task, &held, &partitions);
             }
         };
         let thread = std::thread::Builder::new()

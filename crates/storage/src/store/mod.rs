@@ -6,28 +6,31 @@ mod context;
 mod error;
 mod format;
 mod housekeeper;
+mod lifecycle;
 mod open;
+mod scrub;
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
-use quipu_model::{LogId, Offset, PartitionKey, TopicConfig};
+use quipu_model::PartitionKey;
 
-pub(crate) use self::context::Context;
+pub(crate) use self::{
+    context::Context,
+    format::{RAFT_STATE_FILE, read_format, read_raft_state, read_raft_state_at},
+    open::LOCK_FILE,
+};
 pub use self::{
     error::{OpenError, PartitionDamage},
     open::{RecoveryReport, UnrecoveredStore},
 };
-use crate::{
-    PartitionLog,
-    log::RecoveringLog,
-    wal::{RecordKind, StorageFailure, WalRecord},
-};
+use crate::{PartitionLog, wal::StorageFailure};
 
 /// How a store behaves.
 #[derive(Clone, Debug)]
@@ -38,6 +41,10 @@ pub struct StoreConfig {
     pub checkpoint_bytes: u64,
     /// Appends are put off once this many bytes wait for a checkpoint.
     pub wal_max_bytes: u64,
+    /// How long a closed segment's bytes are trusted before the background scrub reads them again.
+    pub scrub_interval: Duration,
+    /// How many bytes a second the scrub reads while it has something to read; 0 turns it off.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Default for StoreConfig {
@@ -46,16 +53,20 @@ impl Default for StoreConfig {
             wal_file_bytes: 64 << 20,
             checkpoint_bytes: 256 << 20,
             wal_max_bytes: 1 << 30,
+            scrub_interval: Duration::from_secs(24 * 60 * 60),
+            scrub_bytes_per_second: 8 << 20,
         }
     }
 }
 
 /// An open data directory. Dropping it without [`Store::close`] is a crash, as far as the disk is concerned: nothing
-/// acknowledged is lost.
+/// acknowledged is lost. A completion must not be what drops it: that would wait for its own thread.
 #[derive(Debug)]
 pub struct Store {
     context: Arc<Context>,
     partitions: Partitions,
+    /// Held while a partition is created or removed.
+    lifecycle: Mutex<()>,
     directory_id: [u8; 16],
     housekeeper: Mutex<Option<housekeeper::Housekeeper>>,
     /// Held until the store is closed or dropped.
@@ -70,38 +81,6 @@ impl Store {
         self.directory_id
     }
 
-    /// Creates an empty partition, or gives the one that is there.
-    ///
-    /// # Errors
-    /// Where its directory cannot be made.
-    pub fn create_partition(
-        &self,
-        key: PartitionKey,
-        config: TopicConfig,
-    ) -> Result<Arc<PartitionLog>, OpenError> {
-        if let Some(log) = self.partition(key) {
-            log.set_config(config);
-            return Ok(log);
-        }
-        let (disk, now) = (Arc::clone(&self.context.disk), self.context.clock.now());
-        let dir = partition_dir(key);
-        let io = |error| OpenError::Io {
-            operation: "creating",
-            path: dir.clone(),
-            error,
-        };
-        disk.create_dir_all(&dir).map_err(io)?;
-        // Its name must be durable before its first record: a replay passes over records of partitions without a directory.
-        for parent in dir.ancestors().skip(1) {
-            disk.sync_dir(parent).map_err(io)?;
-        }
-        let recovering = RecoveringLog::new(disk, dir.clone(), key, config, now);
-        let log = recovering.finish(Arc::clone(&self.context)).map_err(io)?;
-        Ok(Arc::clone(
-            self.partitions.write().entry(key).or_insert(log),
-        ))
-    }
-
     /// A partition of this store.
     pub fn partition(&self, key: PartitionKey) -> Option<Arc<PartitionLog>> {
         self.partitions.read().get(&key).cloned()
@@ -110,36 +89,6 @@ impl Store {
     /// All partitions of this store, in no order.
     pub fn partitions(&self) -> Vec<PartitionKey> {
         self.partitions.read().keys().copied().collect()
-    }
-
-    /// Removes a partition and its files. No error where there is none. Blocks until that is durable.
-    ///
-    /// # Errors
-    /// Where the store has failed.
-    pub fn remove_partition(&self, key: PartitionKey) -> Result<(), StorageFailure> {
-        let Some(log) = self.partitions.write().remove(&key) else {
-            return Ok(());
-        };
-        log.mark_removed();
-        let record = WalRecord {
-            key,
-            kind: RecordKind::Removed,
-            log_id: LogId::default(),
-            base_offset: Offset::ZERO,
-            payload: Default::default(),
-        };
-        let (sender, flushed) = mpsc::sync_channel(1);
-        self.context.wal.submit(
-            vec![record],
-            Box::new(move |result| {
-                let _ = sender.send(result);
-            }),
-        )?;
-        if let Ok(result) = flushed.recv() {
-            result?;
-        }
-        self.context.remove_dir(partition_dir(key));
-        Ok(())
     }
 
     /// Makes all that is in the segments durable and lets the write-ahead log forget it. Blocks.
@@ -158,11 +107,16 @@ impl Store {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop(&self.context);
         }
-        self.checkpoint()?;
-        self.context.wal.close()?;
+        let checkpointed = self.checkpoint();
+        self.end_logs();
+        let closed = self.context.wal.close();
         // Whoever still holds a handle cannot write any more: the directory is free for the next process.
         drop(self.lock.lock().take());
-        Ok(())
+        checkpointed.and(closed)
+    }
+
+    fn end_logs(&self) {
+        self.partitions.read().values().for_each(|log| log.end());
     }
 
     /// The first failed write or sync, once there was one. The node must end then.
@@ -187,11 +141,14 @@ impl Drop for Store {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop(&self.context);
         }
+        // The lock goes last: handles that live on must not write into a directory that another process has opened.
+        self.end_logs();
+        self.context.wal.abandon();
     }
 }
 
 /// The directory of a partition: named by ids, never by what a client chose.
-fn partition_dir(key: PartitionKey) -> PathBuf {
+pub(crate) fn partition_dir(key: PartitionKey) -> PathBuf {
     Path::new("topics")
         .join(key.topic.to_string())
         .join(key.partition.to_string())

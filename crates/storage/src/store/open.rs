@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock, atomic::AtomicBool},
 };
 
@@ -15,17 +15,19 @@ use super::{
     context::StoreMetrics,
     format::{self, FORMAT_FILE, RAFT_STATE_FILE, io_error},
     housekeeper::Housekeeper,
+    lifecycle::GONE,
     partition_dir,
 };
 use crate::{
     PartitionLog,
-    io::{Clock, Disk},
+    io::{Clock, Disk, OpenMode},
     log::RecoveringLog,
-    wal::{Lsn, UnrecoveredWal, WalConfig},
+    wal::{Lsn, RecordKind, UnrecoveredWal, WalConfig},
 };
 
-const LOCK_FILE: &str = "LOCK";
+pub(crate) const LOCK_FILE: &str = "LOCK";
 const TOPICS_DIR: &str = "topics";
+const WAL_DIR: &str = "wal";
 
 /// What recovery found and did.
 #[derive(Clone, Debug, Default)]
@@ -90,22 +92,32 @@ impl UnrecoveredStore {
     /// Where what all partitions depend on is damaged, or the disk fails. Damage to one partition is in the report instead.
     pub fn recover(self) -> Result<(Store, RecoveryReport), OpenError> {
         let started = self.clock.monotonic();
-        let (after, mut recovering) = self.load()?;
+        let found = self.list_partitions()?;
+        let garbage = found.garbage;
+        let (after, mut recovering) = self.load(found.keys)?;
         let wal_config = WalConfig {
             file_bytes: self.config.wal_file_bytes,
             max_bytes: self.config.wal_max_bytes,
         };
-        let wal =
-            UnrecoveredWal::open(Arc::clone(&self.disk), Arc::clone(&self.clock), wal_config)?;
-        let (wal, replayed) =
-            wal.replay(after, &mut |record| match recovering.get_mut(&record.key) {
-                Some(log) => {
-                    let key = record.key;
-                    log.replay(record)
-                        .map_err(|error| io_error("replaying into", partition_dir(key), error))
-                }
-                None => Ok(()),
-            })?;
+        let wal = UnrecoveredWal::open(
+            Arc::clone(&self.disk),
+            Arc::clone(&self.clock),
+            wal_config,
+            OpenMode::Write,
+        )?;
+        let (wal, replayed) = wal.replay(after, &mut |record| {
+            if record.kind == RecordKind::Mark {
+                return Ok(());
+            }
+            let key = record.key;
+            let log = recovering.entry(key).or_insert_with(|| {
+                let mut log = new_log(&self.disk, &*self.clock, key);
+                log.note_missing();
+                log
+            });
+            log.replay(record)
+                .map_err(|error| io_error("replaying into", partition_dir(key), error))
+        })?;
         let context = Arc::new(Context {
             disk: self.disk,
             clock: self.clock,
@@ -115,9 +127,9 @@ impl UnrecoveredStore {
             tasks: OnceLock::new(),
             checkpoint_asked: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
-            pinned: recovering.values().any(RecoveringLog::is_incomplete),
         });
         let logs = finish(recovering, &context)?;
+        garbage.iter().for_each(|dir| context.remove_dir_now(dir));
         let report = RecoveryReport {
             partitions: logs.len(),
             records_replayed: replayed.records,
@@ -136,6 +148,7 @@ impl UnrecoveredStore {
         let store = Store {
             context,
             partitions,
+            lifecycle: Mutex::default(),
             directory_id: self.directory_id,
             housekeeper: Mutex::new(Some(housekeeper)),
             lock: Mutex::new(Some(self.lock)),
@@ -144,32 +157,31 @@ impl UnrecoveredStore {
     }
 
     /// Every partition that has a directory, with what the last checkpoint knew of it.
-    fn load(&self) -> Result<(Lsn, HashMap<PartitionKey, RecoveringLog>), OpenError> {
+    fn load(
+        &self,
+        keys: Vec<PartitionKey>,
+    ) -> Result<(Lsn, HashMap<PartitionKey, RecoveringLog>), OpenError> {
         let (after, states) = format::read_raft_state(&*self.disk)?;
         let mut states: HashMap<_, _> =
             states.into_iter().map(|state| (state.key, state)).collect();
         let mut recovering = HashMap::new();
-        for key in self.list_partitions()? {
-            let dir = partition_dir(key);
-            let (disk, now) = (Arc::clone(&self.disk), self.clock.now());
-            let mut log = RecoveringLog::new(disk, dir.clone(), key, TopicConfig::default(), now);
+        for key in keys {
+            let mut log = new_log(&self.disk, &*self.clock, key);
             if let Some(state) = states.remove(&key) {
-                log.load(state)
-                    .map_err(|error| io_error("loading", &dir, error))?;
+                log.load(state);
             }
             recovering.insert(key, log);
         }
         for key in states.into_keys() {
-            let (disk, now, dir) = (Arc::clone(&self.disk), self.clock.now(), partition_dir(key));
-            let mut log = RecoveringLog::new(disk, dir, key, TopicConfig::default(), now);
+            let mut log = new_log(&self.disk, &*self.clock, key);
             log.note_missing();
             recovering.insert(key, log);
         }
         Ok((after, recovering))
     }
 
-    fn list_partitions(&self) -> Result<Vec<PartitionKey>, OpenError> {
-        let mut keys = Vec::new();
+    fn list_partitions(&self) -> Result<Found, OpenError> {
+        let mut found = Found::default();
         for topic_name in self
             .disk
             .list(Path::new(TOPICS_DIR))
@@ -183,20 +195,53 @@ impl UnrecoveredStore {
                 .disk
                 .list(&dir)
                 .map_err(|error| io_error("listing", &dir, error))?;
-            let numbers = names.iter().filter_map(|name| name.parse().ok());
-            keys.extend(numbers.map(|number| PartitionKey {
-                topic,
-                partition: PartitionId::new(number),
-            }));
+            let numbers: Vec<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
+            if numbers.is_empty() {
+                found.garbage.push(dir);
+                continue;
+            }
+            let gone = names.iter().filter(|name| name.ends_with(GONE));
+            found.garbage.extend(gone.map(|name| dir.join(name)));
+            found
+                .keys
+                .extend(numbers.into_iter().map(|number| PartitionKey {
+                    topic,
+                    partition: PartitionId::new(number),
+                }));
         }
-        Ok(keys)
+        Ok(found)
     }
+}
+
+/// What stands below `topics`.
+#[derive(Default)]
+struct Found {
+    keys: Vec<PartitionKey>,
+    /// Directories of partitions that were removed, and of topics without any.
+    garbage: Vec<PathBuf>,
+}
+
+fn new_log(disk: &Arc<dyn Disk>, clock: &dyn Clock, key: PartitionKey) -> RecoveringLog {
+    let config = TopicConfig::default();
+    RecoveringLog::new(
+        Arc::clone(disk),
+        partition_dir(key),
+        key,
+        config,
+        clock.now(),
+    )
 }
 
 /// Makes an empty directory a data directory: the format file goes last, since it is what says that the rest is there.
 fn create(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
-    if disk.exists(Path::new(RAFT_STATE_FILE)) && format::read_raft_state(disk)?.0 > Lsn::default()
-    {
+    // The write-ahead log begins once the format file is there.
+    let holds_data = disk
+        .list(Path::new(WAL_DIR))
+        .is_ok_and(|names| !names.is_empty())
+        || disk
+            .list(Path::new(TOPICS_DIR))
+            .is_ok_and(|names| !names.is_empty());
+    if holds_data {
         let detail = "the file is missing, but the directory holds data".to_owned();
         return Err(OpenError::Damaged {
             path: FORMAT_FILE.into(),
@@ -223,6 +268,12 @@ fn finish(
         let dir = partition_dir(key);
         if log.is_removed() {
             context.remove_dir_now(&dir);
+            // Lest it come back once the write-ahead log no longer says that it is gone.
+            let topic = dir.parent().unwrap_or(Path::new(""));
+            if context.disk.exists(topic) {
+                let synced = context.disk.sync_dir(topic);
+                synced.map_err(|error| io_error("syncing", topic, error))?;
+            }
             continue;
         }
         let log = log

@@ -3,6 +3,7 @@
 //! One thread takes all that is queued, writes it with one call, syncs once and reports; another keeps a file ready, so
 //! that going on to the next one costs nothing. [`UnrecoveredWal::open`], then [`UnrecoveredWal::replay`], gives a [`Wal`].
 
+mod dump;
 mod format;
 mod metrics;
 mod reader;
@@ -11,7 +12,9 @@ mod shared;
 mod spares;
 mod writer;
 
+pub(crate) use dump::{FileItem, dump_file};
 pub(crate) use reader::{ReplayedRecord, UnrecoveredWal};
+pub(crate) use shared::stopped;
 
 use std::{
     fmt,
@@ -116,9 +119,12 @@ pub(crate) struct WalRecord {
     "{operation} failed on {path}: {error}; nothing more is acknowledged: see to the disk, then start the broker again"
 )]
 pub struct StorageFailure {
+    /// What was being done.
     pub operation: &'static str,
-    pub path: std::path::PathBuf,
-    pub error: std::sync::Arc<std::io::Error>,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What the system said.
+    pub error: Arc<std::io::Error>,
 }
 
 /// Called once the records it was submitted with are durable, or never will be. Runs on the WAL's thread: it must not block.
@@ -187,7 +193,8 @@ impl Wal {
         self.shared.state.lock().failure.clone()
     }
 
-    /// Calls `f` on the failing thread when the log fails; at once where it has failed already.
+    /// Calls `f` on the failing thread when the log fails; at once where it has failed already. That thread may hold a
+    /// partition's lock: `f` must not call the store.
     pub(crate) fn on_failure(&self, f: Box<dyn FnOnce(StorageFailure) + Send>) {
         self.shared.on_failure(f);
     }
@@ -215,6 +222,12 @@ impl Wal {
         self.shared.state.lock().closing = true;
         self.join();
         self.failure().map_or(Ok(()), Err)
+    }
+
+    /// Ends the threads without writing what is queued; its completions get an error. Blocks.
+    pub(crate) fn abandon(&self) {
+        self.shared.state.lock().abandoned = true;
+        self.join();
     }
 
     fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
@@ -248,8 +261,7 @@ impl Wal {
 
 impl Drop for Wal {
     fn drop(&mut self) {
-        self.shared.state.lock().abandoned = true;
-        self.join();
+        self.abandon();
     }
 }
 

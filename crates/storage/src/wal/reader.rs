@@ -72,7 +72,8 @@ struct End {
 }
 
 impl UnrecoveredWal {
-    /// Lists the log's files and reads their headers; changes nothing.
+    /// Lists the log's files and reads their headers; changes nothing. Files that are opened only to be read are not to be
+    /// replayed.
     ///
     /// # Errors
     /// Where a file can't be read or a newer version wrote it.
@@ -80,6 +81,7 @@ impl UnrecoveredWal {
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         config: WalConfig,
+        mode: OpenMode,
     ) -> Result<Self, OpenError> {
         let directory = Path::new(DIRECTORY);
         let names = match disk.list(directory) {
@@ -88,7 +90,7 @@ impl UnrecoveredWal {
         };
         let mut files = Vec::new();
         for sequence in names.iter().filter_map(|name| parse_file_name(name)) {
-            files.push(open_file(disk.as_ref(), sequence)?);
+            files.push(open_file(disk.as_ref(), sequence, mode)?);
         }
         Ok(Self {
             disk,
@@ -109,6 +111,29 @@ impl UnrecoveredWal {
         visit: &mut dyn FnMut(ReplayedRecord) -> Result<(), OpenError>,
     ) -> Result<(Wal, WalReport), OpenError> {
         let used = self.used();
+        let (report, end, backlog) = self.read(&used, after, visit)?;
+        let wal = self.resume(used, &end, after, backlog)?;
+        Ok((wal, report))
+    }
+
+    /// Visits all records behind `after` in their order, and changes nothing.
+    ///
+    /// # Errors
+    /// As for [`Self::replay`].
+    pub(crate) fn verify(
+        &self,
+        after: Lsn,
+        visit: &mut dyn FnMut(ReplayedRecord) -> Result<(), OpenError>,
+    ) -> Result<WalReport, OpenError> {
+        Ok(self.read(&self.used(), after, visit)?.0)
+    }
+
+    fn read(
+        &self,
+        used: &[Used],
+        after: Lsn,
+        visit: &mut dyn FnMut(ReplayedRecord) -> Result<(), OpenError>,
+    ) -> Result<(WalReport, End, Backlog), OpenError> {
         let mut replay = Replay {
             after,
             visit,
@@ -143,8 +168,7 @@ impl UnrecoveredWal {
         let Replay {
             report, backlog, ..
         } = replay;
-        let wal = self.resume(used, &end, after, backlog)?;
-        Ok((wal, report))
+        Ok((report, end, backlog))
     }
 
     fn used(&self) -> Vec<Used> {
@@ -385,11 +409,13 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ope
     }
 }
 
-fn open_file(disk: &dyn Disk, sequence: u64) -> Result<(WalFile, FileHeader), OpenError> {
+fn open_file(
+    disk: &dyn Disk,
+    sequence: u64,
+    mode: OpenMode,
+) -> Result<(WalFile, FileHeader), OpenError> {
     let path = file_path(sequence);
-    let file = disk
-        .open(&path, OpenMode::Write)
-        .map_err(failed("open", &path))?;
+    let file = disk.open(&path, mode).map_err(failed("open", &path))?;
     let len = file.len().map_err(failed("measure", &path))?;
     let mut bytes = [0; FILE_HEADER_LEN];
     let header = if len < FILE_HEADER_LEN as u64 {

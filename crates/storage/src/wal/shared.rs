@@ -262,7 +262,7 @@ impl Shared {
 }
 
 /// What a record gets that is submitted to, or still queued in, a log that ends.
-pub(super) fn stopped() -> StorageFailure {
+pub(crate) fn stopped() -> StorageFailure {
     StorageFailure {
         operation: "append",
         path: PathBuf::from(DIRECTORY),

@@ -3,10 +3,10 @@ use std::sync::mpsc;
 use proptest::prelude::*;
 use quipu_model::{PartitionId, TimestampMs, TopicId};
 
-use super::*;
+use super::{reader::WalReport, *};
 use crate::{
     OpenError,
-    io::{Disk, FaultyDisk, ManualClock, RealDisk, SystemClock},
+    io::{Disk, FaultyDisk, ManualClock, OpenMode, RealDisk, SystemClock},
 };
 
 const SMALL: WalConfig = WalConfig {
@@ -51,13 +51,14 @@ fn open(
 ) -> Result<(Wal, WalReport, Vec<ReplayedRecord>), OpenError> {
     let clock = Arc::new(ManualClock::new(TimestampMs::new(0)));
     let mut records = Vec::new();
-    let (wal, report) = UnrecoveredWal::open(Arc::new(disk.clone()), clock, config)?.replay(
-        after,
-        &mut |record| {
-            records.push(record);
-            Ok(())
-        },
-    )?;
+    let (wal, report) =
+        UnrecoveredWal::open(Arc::new(disk.clone()), clock, config, OpenMode::Write)?.replay(
+            after,
+            &mut |record| {
+                records.push(record);
+                Ok(())
+            },
+        )?;
     records.retain(|record| record.kind != RecordKind::Mark);
     Ok((wal, report, records))
 }
@@ -486,7 +487,8 @@ fn the_log_works_on_a_real_disk() {
     };
     let open = |records: &mut Vec<u64>| {
         let clock = Arc::new(SystemClock::default());
-        let unrecovered = UnrecoveredWal::open(disk.clone(), clock, config).unwrap();
+        let unrecovered =
+            UnrecoveredWal::open(disk.clone(), clock, config, OpenMode::Write).unwrap();
         let visit = &mut |record: ReplayedRecord| {
             if record.kind == RecordKind::Batch {
                 records.push(record.log_id.index.get());
