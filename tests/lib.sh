@@ -47,13 +47,14 @@ free_port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# start_broker DATA_DIR: starts a broker, on the same ports each time, and waits until it is ready.
+# start_broker DATA_DIR: starts a broker, on the same ports each time, and waits until it is ready. It does not inherit
+# descriptors 3 and 4: a pipe that a runner feeds must end when the runner closes it.
 start_broker() {
   grpc_port=${grpc_port:-$(free_port)}
   http_port=${http_port:-$(free_port)}
   export QUIPU_BROKER=127.0.0.1:$grpc_port
   "$QUIPU" dev --data-dir "$1" --grpc-listen "$QUIPU_BROKER" --http-listen "127.0.0.1:$http_port" \
-    >>"$scratch/broker.log" 2>&1 </dev/null &
+    >>"$scratch/broker.log" 2>&1 </dev/null 3>&- 4>&- &
   broker_pid=$!
   local tries
   for ((tries = 0; tries < 1200; tries++)); do
@@ -79,8 +80,10 @@ broker_ready() {
 } 2>/dev/null
 
 kill_broker() {
-  kill -9 "$broker_pid"
-  wait "$broker_pid" 2>/dev/null || true
+  {
+    kill -9 "$broker_pid"
+    wait "$broker_pid" || true
+  } 2>/dev/null
   broker_pid=
 }
 

@@ -17,7 +17,7 @@ use quipu_tests::{Broker, Launch, quipu, run, scratch};
 const PARTITIONS: u32 = 2;
 
 /// How many places are flipped, each in a fresh copy; `QUIPU_FLIPS` gives another number.
-const FLIPS: usize = 60;
+const FLIPS: usize = 40;
 
 /// A data directory to copy, and what its partitions hold.
 struct Original {
