@@ -51,11 +51,12 @@ enum Command {
 }
 
 impl Command {
-    /// What is logged where nobody said: a node tells what it does, a client command only its result.
+    /// What is logged where nobody said: a node tells what it does, a client command only its result. What the Raft library
+    /// warns of is its own business: a replica that fails is an error, and the node's own log tells the rest.
     fn default_log(&self) -> &'static str {
         match self {
-            Self::Server(_) => "info",
-            Self::Dev(_) => "warn",
+            Self::Server(_) => "info,openraft=error",
+            Self::Dev(_) => "warn,openraft=error",
             _ => "off",
         }
     }

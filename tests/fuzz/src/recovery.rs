@@ -140,6 +140,7 @@ fn open(disk: &FaultyDisk) -> Result<Store> {
         wal_file_bytes: 256 << 10,
         checkpoint_bytes: 1 << 20,
         wal_max_bytes: 4 << 20,
+        ..StoreConfig::default()
     };
     let (store, _) = UnrecoveredStore::open(Arc::new(disk.clone()), clock, config)?.recover()?;
     Ok(store)

@@ -109,11 +109,13 @@ impl PartitionLog {
                     .map_err(|error| self.append_error(error))?,
             );
         }
+        // First the queue, so that the segment is written while the write-ahead log is. Readers wait for both: they take the
+        // lock to find the segment.
+        self.submit(&mut inner, records, done)?;
         inner
             .core
             .write_pending()
             .map_err(|error| self.append_error(error))?;
-        self.submit(&mut inner, records, done)?;
         self.start_writeback(&mut inner);
         drop(inner);
         self.context.checkpoint_if_due();

@@ -99,12 +99,12 @@ impl StoreMetrics {
 
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
-            "quipu_storage_checkpoints",
+            "storage_checkpoints",
             "Checkpoints that ended well",
             self.checkpoints.clone(),
         );
         registry.register_with_unit(
-            "quipu_storage_checkpoint",
+            "storage_checkpoint",
             "How long a checkpoint took",
             Unit::Seconds,
             self.checkpoint_seconds.clone(),

@@ -30,7 +30,7 @@ impl Default for WalMetrics {
 
 impl WalMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("quipu_wal");
+        let registry = registry.sub_registry_with_prefix("wal");
         registry.register(
             "group_records",
             "Records that one sync of the write-ahead log made durable",
