@@ -66,9 +66,11 @@ fn the_same_entries_may_come_back_after_a_truncation() {
     at_every_step(
         |_, log| {
             log.truncate_after(None).unwrap();
-            for n in 0..3 {
-                append(log, 1, &value(n, 900));
-            }
+            // In a segment of the same name that ends earlier.
+            append(log, 1, &value(0, 900));
+            append(log, 1, &value(1, 900));
+            log.roll_if_due(TimestampMs::new(i64::MAX)).unwrap();
+            append(log, 1, &value(2, 900));
         },
         |log| {
             let expected: Vec<_> = (0..3).map(|n| value(n, 900)).collect();
