@@ -99,6 +99,7 @@ impl Reconciler {
             .values()
             .flat_map(|entry| entry.unstarted().map(move |key| (entry, key)))
             .collect();
+        self.make_logs(&missing).await;
         stream::iter(missing)
             .for_each_concurrent(Self::STARTS_AT_A_TIME, |(entry, key)| async move {
                 let result = self.start(entry, key).await;
@@ -108,6 +109,20 @@ impl Reconciler {
                 entry.started(key.partition, result);
             })
             .await;
+    }
+
+    /// Makes the logs of a topic's partitions together: one sync for the names of all. Where that fails, each partition's
+    /// start meets the error again, and says so.
+    async fn make_logs(&self, missing: &[(&Arc<TopicPartitions>, PartitionKey)]) {
+        let wanted: Vec<_> = missing
+            .iter()
+            .map(|(entry, key)| (*key, entry.topic.config.clone()))
+            .collect();
+        let store = Arc::clone(&self.store);
+        let made = tokio::task::spawn_blocking(move || store.create_partitions(&wanted)).await;
+        if let Ok(Err(error)) = made {
+            tracing::warn!(%error, "could not make the directories of new partitions");
+        }
     }
 
     async fn start(

@@ -67,6 +67,9 @@ impl Disk for GatedDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.disk.sync_dir(dir)
     }
+    fn sync_all(&self) -> io::Result<()> {
+        self.disk.sync_all()
+    }
     fn exists(&self, path: &Path) -> bool {
         self.disk.exists(path)
     }

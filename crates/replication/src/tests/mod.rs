@@ -36,6 +36,7 @@ fn small_config() -> StoreConfig {
         wal_file_bytes: 1 << 20,
         checkpoint_bytes: 4 << 20,
         wal_max_bytes: 16 << 20,
+        ..StoreConfig::default()
     }
 }
 

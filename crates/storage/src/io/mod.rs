@@ -46,6 +46,8 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes creations, removals and renames in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes all that was written so far durable, bytes and names of every file: cheaper than syncing many one by one.
+    fn sync_all(&self) -> io::Result<()>;
     /// Whether a file or directory exists.
     fn exists(&self, path: &Path) -> bool;
     /// Takes the exclusive lock of a file, creating it if needed, until the guard is dropped or the process ends.

@@ -38,6 +38,8 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 #[derive(Debug)]
 pub struct RealDisk {
     root: PathBuf,
+    /// The root, open since before the first write: the kernel tells of failed writes only from then on.
+    root_dir: File,
 }
 
 impl RealDisk {
@@ -51,6 +53,7 @@ impl RealDisk {
         create_dirs_durably(root)?;
         Ok(Self {
             root: root.to_path_buf(),
+            root_dir: File::open(root)?,
         })
     }
 }
@@ -125,6 +128,10 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(self.root.join(dir))?.sync_all()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.root_dir)?)
     }
 
     fn exists(&self, path: &Path) -> bool {

@@ -97,11 +97,19 @@ fn write_states(context: &Context, reflected: Lsn, logs: &[Arc<PartitionLog>]) -
     Ok(())
 }
 
+/// Up to so many files are synced one by one; where there are more, one sync of the whole file system is cheaper, though it
+/// also waits for what others write there.
+const MOST_SYNCS: usize = 8;
+
 /// Makes the segments durable that are not sealed yet: their bytes, and their names.
 fn sync_segments<'a>(context: &Context, captured: impl Iterator<Item = &'a Captured>) -> Step<()> {
     let files: HashMap<_, _> = captured
         .flat_map(|captured| captured.unsynced.iter().cloned())
         .collect();
+    if files.len() > MOST_SYNCS {
+        let root = |error| ("sync", PathBuf::from("the file system"), error);
+        return context.disk.sync_all().map_err(root);
+    }
     let dirs: HashSet<_> = files
         .keys()
         .filter_map(|path| path.parent().map(Path::to_owned))

@@ -1,14 +1,15 @@
 //! Partitions come to a node and leave it, and may come back.
 
 use std::{
+    collections::BTreeSet,
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
 };
 
 use quipu_model::{PartitionKey, TopicConfig};
 
-use super::{OpenError, Store, partition_dir};
+use super::{OpenError, Store, format::io_error, partition_dir};
 use crate::{
     PartitionLog,
     log::RecoveringLog,
@@ -28,27 +29,62 @@ impl Store {
         key: PartitionKey,
         config: TopicConfig,
     ) -> Result<Arc<PartitionLog>, OpenError> {
+        let mut logs = self.create_partitions(&[(key, config)])?;
+        logs.pop().ok_or_else(|| OpenError::Io {
+            operation: "creating",
+            path: partition_dir(key),
+            error: io::ErrorKind::NotFound.into(),
+        })
+    }
+
+    /// Does the same for many partitions together: each directory that gets new names is synced once.
+    ///
+    /// # Errors
+    /// Where a directory cannot be made; some of the partitions may then be there.
+    pub fn create_partitions(
+        &self,
+        wanted: &[(PartitionKey, TopicConfig)],
+    ) -> Result<Vec<Arc<PartitionLog>>, OpenError> {
         let _alone = self.lifecycle.lock();
+        let absent = |key: &PartitionKey| self.partition(*key).is_none();
+        let dirs = wanted.iter().map(|(key, _)| key).filter(|key| absent(key));
+        self.make_dirs(dirs.map(|key| partition_dir(*key)))?;
+        wanted
+            .iter()
+            .map(|(key, config)| self.create_log(*key, config.clone()))
+            .collect()
+    }
+
+    /// Makes directories whose names are durable: a start takes records of a partition without a directory for damage.
+    fn make_dirs(&self, dirs: impl Iterator<Item = PathBuf>) -> Result<(), OpenError> {
+        let mut parents = BTreeSet::new();
+        for dir in dirs {
+            let made = self.context.disk.create_dir_all(&dir);
+            made.map_err(|error| io_error("creating", &dir, error))?;
+            parents.extend(dir.ancestors().skip(1).map(Path::to_owned));
+        }
+        for parent in parents {
+            let synced = self.context.disk.sync_dir(&parent);
+            synced.map_err(|error| io_error("syncing", &parent, error))?;
+        }
+        Ok(())
+    }
+
+    fn create_log(
+        &self,
+        key: PartitionKey,
+        config: TopicConfig,
+    ) -> Result<Arc<PartitionLog>, OpenError> {
         if let Some(log) = self.partition(key) {
             log.set_config(config);
             return Ok(log);
         }
         let (disk, now) = (Arc::clone(&self.context.disk), self.context.clock.now());
         let dir = partition_dir(key);
-        let io = |error| OpenError::Io {
-            operation: "creating",
-            path: dir.clone(),
-            error,
-        };
-        disk.create_dir_all(&dir).map_err(io)?;
-        // Its name must be durable before its first record: a start takes records of a partition without a directory for
-        // damage.
-        for parent in dir.ancestors().skip(1) {
-            disk.sync_dir(parent).map_err(io)?;
-        }
         let mut recovering = RecoveringLog::new(disk, dir.clone(), key, config, now);
         recovering.begin_behind(self.context.wal.last_submitted());
-        let log = recovering.finish(Arc::clone(&self.context)).map_err(io)?;
+        let log = recovering.finish(Arc::clone(&self.context));
+        let log = log.map_err(|error| io_error("creating", &dir, error))?;
         self.partitions.write().insert(key, Arc::clone(&log));
         Ok(log)
     }

@@ -138,6 +138,10 @@ impl Disk for FaultyDisk {
         self.state.lock().sync_dir(dir)
     }
 
+    fn sync_all(&self) -> io::Result<()> {
+        self.state.lock().sync_all()
+    }
+
     fn exists(&self, path: &Path) -> bool {
         self.state.lock().exists(path)
     }

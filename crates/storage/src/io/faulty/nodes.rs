@@ -444,6 +444,32 @@ impl State {
 
     pub(super) fn sync(&mut self, id: NodeId) -> io::Result<()> {
         let fails = self.count_sync();
+        self.settle(id, fails);
+        if fails { Err(eio()) } else { Ok(()) }
+    }
+
+    pub(super) fn sync_all(&mut self) -> io::Result<()> {
+        let fails = self.count_sync();
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for id in ids {
+            match self.nodes.get_mut(&id) {
+                Some(Node::Dir {
+                    durable,
+                    current,
+                    pending,
+                }) if !fails => {
+                    durable.clone_from(current);
+                    pending.clear();
+                }
+                Some(Node::File { .. }) => self.settle(id, fails),
+                _ => {}
+            }
+        }
+        if fails { Err(eio()) } else { Ok(()) }
+    }
+
+    /// Makes a file's pending changes durable, or leaves them to luck where the sync failed.
+    fn settle(&mut self, id: NodeId, fails: bool) {
         let mut luck = self.luck.clone();
         let (durable, _, pending, _) = self.file_mut(id);
         for change in pending.drain(..) {
@@ -454,7 +480,6 @@ impl State {
             }
         }
         self.luck = luck;
-        if fails { Err(eio()) } else { Ok(()) }
     }
 
     pub(super) fn flip_bit(&mut self, path: &Path, byte: u64, bit: u8) {
