@@ -1,4 +1,5 @@
 //! The record batch codec: encoding, checking a whole batch as a broker does, and reading its records, by codec.
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot be set up has nothing to tell")]
 
 use std::hint::black_box;
 

@@ -36,7 +36,7 @@ pub(crate) fn batch(codec: Compression, count: i64) -> Result<RecordBatch> {
     let mut builder = BatchBuilder::new(codec);
     for number in 0..count {
         let text = format!("record {number} ").repeat(1 + number as usize % 5);
-        let key = (number % 3 != 0).then(|| text[..4].as_bytes());
+        let key = (number % 3 != 0).then(|| &text.as_bytes()[..4]);
         let value = (number % 7 != 6).then_some(text.as_bytes());
         let headers = [("trace", Some(&b"1"[..])), ("trace", None), ("", Some(b""))];
         let timestamp = TimestampMs::new(1_700_000_000_000 + number * number);

@@ -5,58 +5,58 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result};
-use quipu_model::{Position, batch::BatchHeader};
+use anyhow::{Context, Result, ensure};
+use quipu_model::{Position, RecordBatch, batch::BatchHeader};
+use quipu_storage::{
+    inspect::{DumpItem, dump},
+    io::{Disk, DiskFile, OpenMode, RealDisk},
+};
 
-use super::segment::Segment;
 use crate::format::Format;
 
 pub(super) fn run(path: &Path, records: bool) -> Result<()> {
+    ensure!(path.is_file(), "{} is no file", path.display());
+    let (dir, name) = (path.parent().unwrap_or(Path::new("")), path.file_name());
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
+    let name = Path::new(name.unwrap_or_default());
+    let disk = RealDisk::new(dir).with_context(|| dir.display().to_string())?;
+    let file = disk
+        .open(name, OpenMode::Read)
+        .with_context(|| path.display().to_string())?;
     let mut out = BufWriter::new(stdout().lock());
-    let mut segment = Segment::open(path)?;
-    let named = || format!("{} is no segment, or damaged", path.display());
-    loop {
-        let next = segment.next();
-        if next.is_err() {
-            // What could be read is shown before what could not.
-            out.flush()?;
+    let mut outcome = Ok(());
+    let dumped = dump(&disk, name, &mut |item| {
+        if outcome.is_ok() {
+            outcome = show(&mut out, &item, records.then_some(&*file));
         }
-        let Some((position, batch)) = next.with_context(named)? else {
-            break;
-        };
-        header(&mut out, position, batch.header())?;
-        if records {
-            for record in batch.records().with_context(named)? {
-                out.write_all(b"  ")?;
-                Format::Json.write(&mut out, "", 0, &record.with_context(named)?)?;
-            }
+    });
+    // What could be read is shown before what could not.
+    out.flush()?;
+    outcome?;
+    Ok(dumped?)
+}
+
+fn show(out: &mut impl Write, item: &DumpItem, file: Option<&dyn DiskFile>) -> Result<()> {
+    writeln!(out, "{item}")?;
+    if let (DumpItem::Batch { position, header }, Some(file)) = (item, file) {
+        for record in read_batch(file, *position, header)?.records()? {
+            out.write_all(b"  ")?;
+            Format::Json.write(out, "", 0, &record?)?;
         }
     }
-    writeln!(out, "end, and {} bytes of room behind it", segment.rest())?;
-    out.flush()?;
     Ok(())
 }
 
-fn header(out: &mut impl Write, position: Position, header: &BatchHeader) -> std::io::Result<()> {
-    write!(
-        out,
-        "position {position}: offsets {} to {}, {} records, {} bytes, {:?}, epoch {}, timestamps {} to {}, crc {:08x}",
-        header.base_offset,
-        header.last_offset(),
-        header.record_count,
-        header.total_len(),
-        header.compression(),
-        header.leader_epoch,
-        header.base_timestamp,
-        header.max_timestamp,
-        header.crc,
-    )?;
-    if header.producer_id.is_some() {
-        write!(
-            out,
-            ", producer {} epoch {} sequence {}",
-            header.producer_id, header.producer_epoch, header.base_sequence
-        )?;
-    }
-    writeln!(out)
+fn read_batch(
+    file: &dyn DiskFile,
+    position: Position,
+    header: &BatchHeader,
+) -> Result<RecordBatch> {
+    let mut bytes = vec![0; header.total_len()];
+    file.read_into(position, &mut bytes)?;
+    Ok(RecordBatch::from_bytes(bytes.into())?)
 }

@@ -1,7 +1,6 @@
 //! `quipu log`: a broker's files, looked at without a broker.
 
 mod dump;
-mod segment;
 mod verify;
 
 use std::path::PathBuf;
@@ -17,14 +16,14 @@ pub(crate) struct LogCommands {
 
 #[derive(Debug, Subcommand)]
 enum LogCommand {
-    /// Print the batches of a segment file (topics/…/….log)
+    /// Print what a file holds: a segment (topics/…/….log), its .index, .seal or .producers, a wal/….wal, or raft-state
     Dump {
         file: PathBuf,
-        /// Print their records too
+        /// Print the records of a segment's batches too
         #[arg(long)]
         records: bool,
     },
-    /// Check the segments of a data directory that no broker has open: every batch's checksum, and that offsets have no gap
+    /// Check every file of a data directory that no broker has open: checksums, and that offsets have no gap
     Verify { dir: PathBuf },
 }
 
