@@ -1,5 +1,8 @@
 //! The record batch codec: encoding, checking a whole batch as a broker does, and reading its records, by codec.
-#![allow(clippy::unwrap_used, reason = "a benchmark that cannot be set up has nothing to tell")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot be set up has nothing to tell"
+)]
 
 use std::hint::black_box;
 

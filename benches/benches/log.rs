@@ -1,5 +1,8 @@
 //! One partition's log on the real disk: durable appends, reads, lookups by offset and by time.
-#![allow(clippy::unwrap_used, reason = "a benchmark that cannot be set up has nothing to tell")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot be set up has nothing to tell"
+)]
 
 use std::{
     hint::black_box,

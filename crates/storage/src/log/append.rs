@@ -42,7 +42,7 @@ impl PartitionLog {
         self.check_undamaged()?;
         self.context.wal.has_room(bytes).inspect_err(|error| {
             if matches!(error, ReserveError::Busy) {
-                self.context.request_checkpoint();
+                self.context.checkpoint_if_due();
             }
         })?;
         let mut inner = self.inner.lock();

@@ -87,6 +87,10 @@ pub(super) struct State {
     pub(super) active_room: u64,
     /// Files ready to be written, in the order of their sequence numbers.
     pub(super) spares: VecDeque<WalFile>,
+    /// A spare whose blocks are still to be written once.
+    pub(super) unfilled: Option<WalFile>,
+    /// The sequence number of the spare that zeros are being written to: it can't be taken meanwhile.
+    pub(super) filling: Option<u64>,
     /// Files whose records nobody needs.
     pub(super) retired: Vec<WalFile>,
     pub(super) next_sequence: u64,

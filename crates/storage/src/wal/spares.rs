@@ -5,15 +5,15 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use quipu_model::Position;
 
 use super::{
-    DIRECTORY, WalFile, file_path,
+    DIRECTORY, WalConfig, WalFile, file_path,
     format::encode_file_header,
     shared::{Shared, State},
 };
 use crate::io::{Disk, OpenMode};
 
-/// How many used files are kept: a sync into blocks that were written before costs a third of one into fresh blocks.
-const KEPT: usize = 4;
 const ZEROS: usize = 1 << 20;
+/// Where filling begins: behind the header.
+const FILL_FROM: u64 = 4096;
 /// How often a full disk is looked at again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -21,6 +21,8 @@ enum Step {
     Recycle(WalFile, u64),
     Remove(WalFile),
     Create(u64),
+    /// Write every block of a spare that was only allocated.
+    Fill(WalFile),
     Stop,
 }
 
@@ -37,7 +39,11 @@ pub(super) fn run(shared: &Shared) {
                 let result = recycle(shared, &file, sequence);
                 (file.path, result)
             }
-            Step::Create(sequence) => (file_path(sequence), create(shared, sequence)),
+            Step::Create(sequence) => (file_path(sequence), create(shared, sequence).map(Some)),
+            Step::Fill(file) => {
+                let result = fill_with_zeros(shared, &file).map(|()| None);
+                (file.path, result)
+            }
         };
         match result {
             Ok(spare) => offer(shared, spare),
@@ -64,11 +70,14 @@ fn next_step(shared: &Shared) -> Step {
             continue;
         }
         if let Some(file) = state.retired.pop() {
-            if state.spares.len() >= KEPT {
+            if state.spares.len() >= kept(&shared.config) {
                 return Step::Remove(file);
             }
             let sequence = state.allocate_sequence();
             return Step::Recycle(file, sequence);
+        }
+        if let Some(file) = state.unfilled.take() {
+            return Step::Fill(file);
         }
         if !state.spares.is_empty() {
             shared.spares_wanted.wait(&mut state);
@@ -122,43 +131,47 @@ fn recycle(shared: &Shared, file: &WalFile, sequence: u64) -> io::Result<Option<
     Ok(Some(spare))
 }
 
-/// A new file, every block written once; `None` where the log stops meanwhile.
-fn create(shared: &Shared, sequence: u64) -> io::Result<Option<WalFile>> {
-    let disk = shared.disk.as_ref();
-    let spare = allocate(disk, sequence, shared.config.file_bytes)?;
-    let result = fill_with_zeros(shared, &spare).and_then(|done| {
-        if done {
-            finish(disk, &spare)?;
-        }
-        Ok(done)
-    });
-    match result {
-        Ok(true) => Ok(Some(spare)),
-        unfinished => {
-            remove_unused(disk, &spare.path);
-            unfinished.map(|_| None)
-        }
-    }
+/// How many used files are kept: all that the log fills between two checkpoints, since a sync into blocks that were written
+/// before costs a third of one into fresh blocks.
+fn kept(config: &WalConfig) -> usize {
+    (config.max_bytes / 2 / config.file_bytes.max(1)).max(4) as usize
 }
 
-/// Writes every block; false where the log stops meanwhile.
-fn fill_with_zeros(shared: &Shared, spare: &WalFile) -> io::Result<bool> {
+/// A new file, ready at once; its blocks are written while nobody needs it.
+fn create(shared: &Shared, sequence: u64) -> io::Result<WalFile> {
+    let disk = shared.disk.as_ref();
+    let spare = allocate(disk, sequence, shared.config.file_bytes)?;
+    finish(disk, &spare).inspect_err(|_| remove_unused(disk, &spare.path))?;
+    shared.state.lock().unfilled = Some(spare.clone());
+    Ok(spare)
+}
+
+/// Writes every block of a spare, for as long as nobody takes it, and no used file waits.
+fn fill_with_zeros(shared: &Shared, spare: &WalFile) -> io::Result<()> {
     let zeros = vec![0; ZEROS.min(spare.len as usize)];
-    let mut position = 0;
+    let mut position = FILL_FROM;
     while position < spare.len {
-        let state = shared.state.lock();
-        if state.abandoned || unwanted_while_closing(&state) {
-            return Ok(false);
+        let mut state = shared.state.lock();
+        let there = state
+            .spares
+            .iter()
+            .any(|file| file.sequence == spare.sequence);
+        if !there || !state.retired.is_empty() || state.abandoned || state.closing {
+            break;
         }
+        state.filling = Some(spare.sequence);
         drop(state);
         let step = (spare.len - position).min(ZEROS as u64);
-        spare
+        let filled = spare
             .file
-            .write_at(Position::new(position), &[&zeros[..step as usize]])?;
-        spare.file.sync()?;
+            .write_at(Position::new(position), &[&zeros[..step as usize]])
+            .and_then(|()| spare.file.sync());
+        shared.state.lock().filling = None;
+        shared.work.notify_all();
+        filled?;
         position += step;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// A new file whose blocks are only reserved: quick to make, slower to sync.

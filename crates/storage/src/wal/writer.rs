@@ -191,7 +191,11 @@ impl Writer {
             if state.abandoned || state.failure.is_some() {
                 return;
             }
-            if let Some(file) = state.spares.pop_front() {
+            let filling = state.filling;
+            if let Some(file) = state
+                .spares
+                .pop_front_if(|file| Some(file.sequence) != filling)
+            {
                 state.spare_awaited = false;
                 break file;
             }
