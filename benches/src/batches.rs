@@ -7,8 +7,9 @@ use quipu_model::{
     batch::{BatchBuilder, BatchHeader, Compression},
 };
 
-/// When all measured records claim to have been made, in milliseconds since the epoch.
-const TIMESTAMP: TimestampMs = TimestampMs::new(1_700_000_000_000);
+/// When all measured records claim to have been made, in milliseconds since the epoch: far ahead, so that no retention by
+/// age reaches them.
+const TIMESTAMP: TimestampMs = TimestampMs::new(4_102_444_800_000);
 
 /// The values of records: bytes that look random, `record_bytes` each.
 pub fn values(record_bytes: usize, count: usize) -> Vec<Vec<u8>> {

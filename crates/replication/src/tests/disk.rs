@@ -107,6 +107,9 @@ impl DiskFile for GatedFile {
     fn start_writeback(&self, position: Position, len: u64) {
         self.file.start_writeback(position, len);
     }
+    fn forget(&self, position: Position, len: u64) {
+        self.file.forget(position, len);
+    }
     fn release_from(&self, position: Position) {
         self.file.release_from(position);
     }

@@ -90,6 +90,8 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// Starts writing a range back to the disk without waiting: a hint that keeps a later sync short.
     fn start_writeback(&self, position: Position, len: u64);
+    /// Lets the system drop its cached copy of a range that has been written back: a hint.
+    fn forget(&self, position: Position, len: u64);
     /// Gives the blocks from `position` to the end of the file back to the file system. The length stays: a mapped file
     /// never shrinks. A hint; the bytes read as zeros if it was taken.
     fn release_from(&self, position: Position);

@@ -8,6 +8,7 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, IoSlice},
+    num::NonZeroU64,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
@@ -21,7 +22,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quipu_model::{Position, TimestampMs};
 use rustix::{
-    fs::{FallocateFlags, fallocate, fdatasync, statvfs},
+    fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, statvfs},
     io::{Errno, pwritev},
 };
 
@@ -310,6 +311,12 @@ impl DiskFile for RealFile {
 
     fn start_writeback(&self, position: Position, len: u64) {
         start_writeback(&self.file, position.get(), len);
+    }
+
+    fn forget(&self, position: Position, len: u64) {
+        let len = NonZeroU64::new(len);
+        // A hint: where it is not taken, the system keeps what it likes.
+        let _taken = fadvise(&self.file, position.get(), len, Advice::DontNeed);
     }
 
     fn release_from(&self, position: Position) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quipu_model::{Offset, Position, RaftIndex, TimestampMs, batch::BatchHeader};
 
-use super::{index::IndexEntry, segment::Segment};
+use super::{index::IndexEntry, seal::BlockCrcs, segment::Segment};
 
 /// The least and the most that a file grows by at a time: a partition that hardly gets anything stays small, a busy one
 /// does not ask the file system all the time.
@@ -50,6 +50,8 @@ pub(super) struct ActiveSegment {
     pending: Vec<StampedBatch>,
     len: u64,
     newest: TimestampMs,
+    /// `None` where the segment held something before it was opened here.
+    block_crcs: Option<BlockCrcs>,
 }
 
 impl ActiveSegment {
@@ -66,7 +68,16 @@ impl ActiveSegment {
             pending: Vec::new(),
             len,
             newest,
+            block_crcs: (len == 0).then(BlockCrcs::default),
         }
+    }
+
+    /// The segment, and the checksums of its blocks where all of it was written here.
+    pub(super) fn into_parts(self) -> (Arc<Segment>, Option<Arc<[u32]>>) {
+        (
+            self.segment,
+            self.block_crcs.map(|crcs| crcs.finish().into()),
+        )
     }
 
     /// The bytes of all batches taken, written or not.
@@ -99,6 +110,10 @@ impl ActiveSegment {
                 newest_before: self.newest,
             });
             self.next_index_at = self.len + index_interval;
+        }
+        if let Some(crcs) = &mut self.block_crcs {
+            crcs.update(&batch.prefix);
+            crcs.update(&batch.body);
         }
         self.len += batch.len();
         self.newest = self.newest.max(batch.header.max_timestamp);

@@ -28,6 +28,8 @@ pub(super) struct ClosedSegment {
     pub(super) segment: Arc<Segment>,
     /// Encoded; `None` once it stands in a file.
     pub(super) producers: Option<Bytes>,
+    /// The checksums of its blocks, where all of it was written since the start.
+    pub(super) block_crcs: Option<Arc<[u32]>>,
 }
 
 /// A file made ready to become the next segment, so that closing one cannot meet a full disk.
@@ -224,9 +226,11 @@ impl LogCore {
         if let Some(active) = self.active.take() {
             self.producers.expire();
             let producers = Some(Bytes::from(self.producers.encode()));
+            let (segment, block_crcs) = active.into_parts();
             self.closed.push(ClosedSegment {
-                segment: active.segment,
+                segment,
                 producers,
+                block_crcs,
             });
         }
         Ok(())
@@ -279,6 +283,7 @@ impl LogCore {
             all.extend(self.active.take().map(|active| ClosedSegment {
                 segment: active.segment,
                 producers: None,
+                block_crcs: None,
             }));
             for closed in all {
                 if closed.segment.base >= end {
@@ -290,6 +295,7 @@ impl LogCore {
             self.closed.extend(shorter.map(|segment| ClosedSegment {
                 segment: Arc::new(segment),
                 producers: None,
+                block_crcs: None,
             }));
             self.end_offset = end;
         }

@@ -33,8 +33,9 @@ pub(crate) struct Captured {
 }
 
 impl PartitionLog {
-    /// Seals what was closed since the last checkpoint, once its batches are found to be what was appended: a seal over
-    /// rotten bytes would vouch for them. Blocks; holds no lock while it reads and writes.
+    /// Seals what was closed since the last checkpoint, with the checksums taken when it was appended; where a start came in
+    /// between, its batches are checked first, since a seal over rotten bytes would vouch for them. Blocks; holds no lock
+    /// while it reads and writes.
     pub(crate) fn seal_closed(&self) -> std::io::Result<()> {
         let (dir, raft, unsealed) = {
             let inner = self.inner.lock();
@@ -48,28 +49,35 @@ impl PartitionLog {
             let (dir, raft) = (inner.core.dir.clone(), Arc::clone(&inner.core.raft));
             (dir, raft, unsealed)
         };
-        for ClosedSegment { segment, producers } in unsealed {
+        for closed in unsealed {
             if self.damage().is_some() {
                 break;
             }
-            match check_unsealed(&segment, &raft) {
-                Ok(_) => {}
+            let segment = &closed.segment;
+            let checked = match &closed.block_crcs {
+                Some(_) => Ok(()),
+                None => check_unsealed(segment, &raft).map(drop),
+            };
+            match checked {
+                Ok(()) => {}
                 Err(SegmentError::Io(error)) => return Err(error),
                 Err(rot) => {
-                    self.read_error(&segment, rot);
+                    self.read_error(segment, rot);
                     continue;
                 }
             }
-            segment.seal(&*self.context.disk, &dir, producers.as_deref())?;
+            let (producers, crcs) = (closed.producers.as_deref(), closed.block_crcs.as_deref());
+            segment.seal(&*self.context.disk, &dir, producers, crcs)?;
             segment.note_scrubbed(self.context.clock.monotonic());
             let mut inner = self.inner.lock();
             for closed in inner
                 .core
                 .closed
                 .iter_mut()
-                .filter(|closed| Arc::ptr_eq(&closed.segment, &segment))
+                .filter(|closed| Arc::ptr_eq(&closed.segment, segment))
             {
                 closed.producers = None;
+                closed.block_crcs = None;
             }
             inner.captured = None;
         }

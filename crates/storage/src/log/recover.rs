@@ -94,6 +94,7 @@ impl RecoveringLog {
                 Ok(segment) => self.core.closed.push(ClosedSegment {
                     segment: Arc::new(segment),
                     producers: None,
+                    block_crcs: None,
                 }),
                 Err((path, detail)) => self.unloaded.push((*segment, path, detail)),
             }
@@ -478,6 +479,15 @@ pub(super) fn check_unsealed(
                     "a batch has base offset {} where {due} was due",
                     header.base_offset
                 );
+                return Err(SegmentError::Rot {
+                    position: at,
+                    detail,
+                });
+            }
+            // The epoch stands outside the batch's checksum.
+            let term = raft.term_of(raft_index);
+            if term.is_some_and(|term| term.leader_epoch() != header.leader_epoch) {
+                let detail = format!("a batch has leader epoch {}", header.leader_epoch);
                 return Err(SegmentError::Rot {
                     position: at,
                     detail,

@@ -15,6 +15,38 @@ const FORMAT: u32 = 1;
 /// How many bytes a checksum covers: small enough that reading one batch checks little more than it.
 pub(crate) const BLOCK_BYTES: u64 = 64 << 10;
 
+/// The checksums of a segment's blocks, taken from the bytes as they were appended: whatever happens to them on their way to the
+/// disk and back, a seal made of these tells.
+#[derive(Clone, Debug, Default)]
+pub(super) struct BlockCrcs {
+    full: Vec<u32>,
+    last: crc32fast::Hasher,
+    last_bytes: u64,
+}
+
+impl BlockCrcs {
+    pub(super) fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = (BLOCK_BYTES - self.last_bytes) as usize;
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.last.update(now);
+            self.last_bytes += now.len() as u64;
+            if self.last_bytes == BLOCK_BYTES {
+                self.full.push(std::mem::take(&mut self.last).finalize());
+                self.last_bytes = 0;
+            }
+            bytes = later;
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Vec<u32> {
+        if self.last_bytes > 0 {
+            self.full.push(self.last.finalize());
+        }
+        self.full
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seal {
     pub(crate) base: Offset,

@@ -357,6 +357,7 @@ impl Segment {
         disk: &dyn Disk,
         dir: &Path,
         producers: Option<&[u8]>,
+        block_crcs: Option<&[u32]>,
     ) -> io::Result<()> {
         self.file.sync()?;
         let index = self
@@ -372,7 +373,10 @@ impl Segment {
             newest: self.newest(),
             data_bytes: self.len(),
             index_crc: crc32fast::hash(&index),
-            block_crcs: self.block_crcs()?,
+            block_crcs: match block_crcs {
+                Some(crcs) => crcs.to_vec(),
+                None => self.block_crcs()?,
+            },
         };
         crate::io::write_whole(
             disk,

@@ -1,9 +1,10 @@
 //! The thread that does what nobody waits for.
 
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::Ordering,
         mpsc::{self, RecvTimeoutError},
     },
@@ -36,6 +37,7 @@ impl Housekeeper {
         let (held, partitions) = (Arc::clone(context), Arc::clone(partitions));
         let run = move || {
             let mut scrubber = Scrubber::default();
+            let mut cached = Cached::default();
             let mut due = Some(held.clock.monotonic());
             loop {
                 let task = match due {
@@ -44,6 +46,13 @@ impl Housekeeper {
                 };
                 match task {
                     Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                    Ok(Task::Writeback(file, position, len)) => {
+                        file.start_writeback(position, len);
+                        cached.note(
+                            (Arc::downgrade(&file), position, len),
+                            held.config.cached_bytes,
+                        );
+                    }
                     Ok(task) => perform(task, &held, &partitions),
                     Err(RecvTimeoutError::Timeout) => {
                         let rest = scrubber.step(&held, &partitions);
@@ -70,6 +79,33 @@ impl Housekeeper {
     }
 }
 
+/// What was written last, and is kept in the system's page cache for those who read close behind.
+#[derive(Default)]
+struct Cached {
+    stretches: VecDeque<Stretch>,
+    bytes: u64,
+}
+
+/// A deleted segment's file is not kept open for this: its space would stay taken.
+type Stretch = (Weak<dyn DiskFile>, Position, u64);
+
+impl Cached {
+    /// Adds a stretch, and lets the oldest go past the bound: their memory takes what comes next, which is much cheaper than
+    /// memory that was never used.
+    fn note(&mut self, stretch: Stretch, most_bytes: u64) {
+        self.bytes += stretch.2;
+        self.stretches.push_back(stretch);
+        while self.bytes > most_bytes
+            && let Some((file, position, len)) = self.stretches.pop_front()
+        {
+            if let Some(file) = file.upgrade() {
+                file.forget(position, len);
+            }
+            self.bytes -= len;
+        }
+    }
+}
+
 fn perform(task: Task, context: &Arc<Context>, partitions: &Partitions) {
     match task {
         Task::Checkpoint => {
@@ -78,8 +114,7 @@ fn perform(task: Task, context: &Arc<Context>, partitions: &Partitions) {
                 tracing::error!(%failure, "a checkpoint failed");
             }
         }
-        Task::Writeback(file, position, len) => file.start_writeback(position, len),
         Task::RemoveDir(dir) => context.remove_dir_now(&dir),
-        Task::Stop => {}
+        Task::Writeback(..) | Task::Stop => {}
     }
 }

@@ -41,6 +41,10 @@ pub struct StoreConfig {
     pub checkpoint_bytes: u64,
     /// Appends are put off once this many bytes wait for a checkpoint.
     pub wal_max_bytes: u64,
+    /// How many bytes of what was written last are left in the system's page cache for readers that follow close behind; what
+    /// is older is read from the disk again. Appending into memory that the cache has used before is far cheaper than into
+    /// memory that it has not.
+    pub cached_bytes: u64,
     /// How long a closed segment's bytes are trusted before the background scrub reads them again.
     pub scrub_interval: Duration,
     /// How many bytes a second the scrub reads while it has something to read; 0 turns it off.
@@ -53,6 +57,7 @@ impl Default for StoreConfig {
             wal_file_bytes: 64 << 20,
             checkpoint_bytes: 256 << 20,
             wal_max_bytes: 1 << 30,
+            cached_bytes: 512 << 20,
             scrub_interval: Duration::from_secs(24 * 60 * 60),
             scrub_bytes_per_second: 8 << 20,
         }

@@ -257,6 +257,8 @@ impl DiskFile for FaultyFile {
 
     fn start_writeback(&self, _position: Position, _len: u64) {}
 
+    fn forget(&self, _position: Position, _len: u64) {}
+
     fn release_from(&self, position: Position) {
         // A hint: an error (the machine crashed) is not the caller's to handle.
         let _taken = self.with_writable(|state| {
