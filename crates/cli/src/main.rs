@@ -22,6 +22,11 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use self::logging::LogArgs;
 
+/// It keeps the memory of large buffers for the next ones. The system's gives it back each time, and then every message is
+/// received into pages that the kernel must clear first: a fifth of a broker's processor time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A distributed, partitioned, append-only log.
 #[derive(Debug, Parser)]
 #[command(name = "quipu", version, max_term_width = 110)]
