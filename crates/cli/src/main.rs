@@ -80,6 +80,7 @@ impl Command {
 }
 
 fn main() -> ExitCode {
+    keep_small_pages();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -93,6 +94,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The allocator asks for pages of 2 MiB wherever it can: a Raft group's rings, mostly untouched, would then cost 2 MB of real memory
+/// each. A kernel without the call has no such pages either.
+fn keep_small_pages() {
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 fn start(cli: Cli) -> Result<()> {
