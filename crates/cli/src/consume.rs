@@ -73,7 +73,7 @@ async fn assignments(args: &ConsumeArgs, admin: &Admin) -> Result<Vec<Assignment
             let latest = latest.await?.offset;
             ensure!(
                 offset <= latest,
-                "partition {partition} of topic {:?} ends before offset {latest}: --from {offset} is past it; --follow waits",
+                "partition {partition} of topic {:?} has no record at or past offset {latest}, and --from is {offset}: start earlier, or wait with --follow",
                 args.topic
             );
         }
