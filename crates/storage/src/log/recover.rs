@@ -485,9 +485,12 @@ pub(super) fn check_unsealed(
                 });
             }
             // The epoch stands outside the batch's checksum.
-            let term = raft.term_of(raft_index);
-            if term.is_some_and(|term| term.leader_epoch() != header.leader_epoch) {
-                let detail = format!("a batch has leader epoch {}", header.leader_epoch);
+            let epoch = raft.term_of(raft_index).map(Term::leader_epoch);
+            if let Some(epoch) = epoch.filter(|epoch| *epoch != header.leader_epoch) {
+                let detail = format!(
+                    "a batch has leader epoch {} where {epoch} was due",
+                    header.leader_epoch
+                );
                 return Err(SegmentError::Rot {
                     position: at,
                     detail,

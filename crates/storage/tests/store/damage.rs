@@ -163,6 +163,70 @@ fn a_sealed_segment_that_was_cut_short_or_is_missing_is_damage_to_its_partition_
     open(&disk);
 }
 
+/// A disk whose checkpoint names an unsealed segment with three batches of two terms, and where each of them begins.
+fn unsealed() -> (FaultyDisk, Vec<u64>) {
+    let disk = FaultyDisk::new(3);
+    let store = open(&disk);
+    let log = store.create_partition(key(0), small_segments()).unwrap();
+    let mut starts = Vec::new();
+    for (n, term) in [1, 1, 2].into_iter().enumerate() {
+        starts.push(log.state().size_bytes);
+        append(&log, term, &value(n as u64, 100));
+    }
+    starts.push(log.state().size_bytes);
+    store.close().unwrap();
+    assert!(!disk.exists(format!("{}/{:020}-1.seal", dir(0), 0).as_ref()));
+    (disk, starts)
+}
+
+/// Where recovery finds damage, and what, once a bit of the unsealed segment was flipped.
+fn damage_of_flip(disk: &FaultyDisk, byte: u64, bit: u8) -> (u64, String) {
+    let disk = disk.fork(1);
+    let path = format!("{}/{:020}-1.log", dir(0), 0);
+    disk.flip_bit(&path, byte, bit);
+    let (store, report) = try_open(&disk).unwrap();
+    let [damage] = &report.damaged[..] else {
+        panic!("byte {byte}: {:?}", report.damaged);
+    };
+    assert_eq!(
+        (damage.key, damage.path.to_str()),
+        (key(0), Some(&path[..]))
+    );
+    let log = store.partition(key(0)).unwrap();
+    assert!(values(&log).is_err(), "byte {byte} was served");
+    assert!(submit(&log, 2, vec![batch(b"more")]).is_err());
+    (damage.position, damage.detail.clone())
+}
+
+#[test]
+fn every_flipped_byte_of_an_unsealed_segment_is_found_by_a_start() {
+    let (disk, starts) = unsealed();
+    for batch in starts.windows(2) {
+        for byte in batch[0]..batch[1] {
+            let (position, detail) = damage_of_flip(&disk, byte, (byte % 8) as u8);
+            assert_eq!(position, batch[0], "byte {byte}: {detail}");
+        }
+    }
+}
+
+#[test]
+fn a_leader_epoch_that_is_not_its_entrys_term_is_damage() {
+    let (disk, starts) = unsealed();
+    // The epoch stands in bytes 12 to 15 of a batch, which the batch's own checksum does not cover. All but its sign bit: a
+    // negative one makes no header.
+    for (start, due) in starts.iter().zip([1i32, 1, 2]) {
+        for bit in 0..31 {
+            let (byte, epoch) = (start + 15 - bit / 8, due ^ (1 << bit));
+            let (position, detail) = damage_of_flip(&disk, byte, (bit % 8) as u8);
+            assert_eq!(position, *start);
+            assert_eq!(
+                detail,
+                format!("a batch has leader epoch {epoch} where {due} was due")
+            );
+        }
+    }
+}
+
 #[test]
 fn the_scrub_finds_rot_that_nobody_reads() {
     let (disk, _) = sealed(64 << 10);
