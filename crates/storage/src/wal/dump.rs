@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use quipu_model::Position;
-
 use super::{
-    ReplayedRecord, WalFile,
-    format::{FILE_HEADER_LEN, FORMAT_VERSION, FileHeader, decode_file_header},
-    scan::{Remains, Scan},
+    Lsn, ReplayedRecord, WalFile,
+    format::{FILE_HEADER_LEN, FileHeader},
+    reader::{open_file, remains},
+    scan::Scan,
 };
 use crate::{
     OpenError,
@@ -31,35 +30,17 @@ pub(crate) fn dump_file(
     path: &Path,
     each: &mut dyn FnMut(FileItem),
 ) -> Result<(), OpenError> {
-    let io = |error| OpenError::Io {
-        operation: "reading",
-        path: path.to_owned(),
-        error,
-    };
-    let damaged = |position, detail: String| OpenError::Damaged {
-        path: path.to_owned(),
-        position,
-        detail,
-    };
-    let file = disk.open(path, OpenMode::Read).map_err(io)?;
-    let len = file.len().map_err(io)?;
-    let mut header = [0; FILE_HEADER_LEN];
-    file.read_into(Position::default(), &mut header)
-        .map_err(io)?;
-    let (sequence, first) = match decode_file_header(&header) {
-        FileHeader::Known { sequence, first } => (sequence, first),
-        FileHeader::Newer { version } => {
-            return Err(OpenError::NewerFormat {
-                path: path.to_owned(),
-                found: version,
-                supported: FORMAT_VERSION,
-            });
-        }
-        FileHeader::Invalid => return Err(damaged(0, "the header is not one".to_owned())),
+    let (file, len, header) = open_file(disk, path, OpenMode::Read)?;
+    let FileHeader::Known { sequence, first } = header else {
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            position: 0,
+            detail: "the header is not one".to_owned(),
+        });
     };
     each(FileItem::Header {
         sequence,
-        first: first.map(super::Lsn::get),
+        first: first.map(Lsn::get),
     });
     let Some(mut due) = first else { return Ok(()) };
     let file = WalFile {
@@ -72,25 +53,10 @@ pub(crate) fn dump_file(
     let mut position = FILE_HEADER_LEN as u64;
     while let Some((header, payload)) = scan.frame(position)?.filter(|(found, _)| found.lsn == due)
     {
-        let record = ReplayedRecord {
-            lsn: header.lsn,
-            key: header.key,
-            kind: header.kind,
-            log_id: header.log_id,
-            base_offset: header.base_offset,
-            payload,
-        };
+        let record = ReplayedRecord::new(&header, payload);
         each(FileItem::Record(position, record));
         position += header.frame_len();
         due = due.next();
     }
-    match scan.remains(position, due)? {
-        Remains::Torn { .. } => Ok(()),
-        Remains::Proof { position: at, lsn } => Err(damaged(
-            position,
-            format!(
-                "record {due} can't be read, and record {lsn} at {at} was written after it was synced"
-            ),
-        )),
-    }
+    remains(&file, position, due).map(drop)
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     OpenError,
-    io::{Clock, Disk, OpenMode},
+    io::{Clock, Disk, DiskFile, OpenMode},
 };
 
 const REWRITE_BYTES: usize = 1 << 20;
@@ -31,6 +31,19 @@ pub(crate) struct ReplayedRecord {
     pub(crate) log_id: LogId,
     pub(crate) base_offset: Offset,
     pub(crate) payload: Bytes,
+}
+
+impl ReplayedRecord {
+    pub(super) fn new(header: &FrameHeader, payload: Bytes) -> Self {
+        Self {
+            lsn: header.lsn,
+            key: header.key,
+            kind: header.kind,
+            log_id: header.log_id,
+            base_offset: header.base_offset,
+            payload,
+        }
+    }
 }
 
 /// What a replay found.
@@ -90,7 +103,15 @@ impl UnrecoveredWal {
         };
         let mut files = Vec::new();
         for sequence in names.iter().filter_map(|name| parse_file_name(name)) {
-            files.push(open_file(disk.as_ref(), sequence, mode)?);
+            let path = file_path(sequence);
+            let (file, len, header) = open_file(disk.as_ref(), &path, mode)?;
+            let file = WalFile {
+                sequence,
+                path,
+                file,
+                len,
+            };
+            files.push((file, header));
         }
         Ok(Self {
             disk,
@@ -376,18 +397,15 @@ impl Replay<'_> {
         self.report.records += 1;
         self.report.bytes += header.frame_len();
         self.backlog.add(header.lsn, header.frame_len());
-        (self.visit)(ReplayedRecord {
-            lsn: header.lsn,
-            key: header.key,
-            kind: header.kind,
-            log_id: header.log_id,
-            base_offset: header.base_offset,
-            payload,
-        })
+        (self.visit)(ReplayedRecord::new(header, payload))
     }
 }
 
-fn remains(file: &WalFile, from: u64, missing: Lsn) -> Result<u64, OpenError> {
+/// How much lies from `from` on, where record `missing` is expected and not found.
+///
+/// # Errors
+/// [`OpenError::Damaged`] where that record was once durable.
+pub(super) fn remains(file: &WalFile, from: u64, missing: Lsn) -> Result<u64, OpenError> {
     match Scan::new(file).remains(from, missing)? {
         Remains::Torn { end } => Ok(end - from),
         Remains::Proof { position, lsn } => Err(OpenError::Damaged {
@@ -409,36 +427,33 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ope
     }
 }
 
-fn open_file(
+/// A file, its length, and what its first bytes say.
+///
+/// # Errors
+/// Where it can't be read or a newer version wrote it.
+pub(super) fn open_file(
     disk: &dyn Disk,
-    sequence: u64,
+    path: &Path,
     mode: OpenMode,
-) -> Result<(WalFile, FileHeader), OpenError> {
-    let path = file_path(sequence);
-    let file = disk.open(&path, mode).map_err(failed("open", &path))?;
-    let len = file.len().map_err(failed("measure", &path))?;
+) -> Result<(Arc<dyn DiskFile>, u64, FileHeader), OpenError> {
+    let file = disk.open(path, mode).map_err(failed("open", path))?;
+    let len = file.len().map_err(failed("measure", path))?;
     let mut bytes = [0; FILE_HEADER_LEN];
     let header = if len < FILE_HEADER_LEN as u64 {
         FileHeader::Invalid
     } else {
         file.read_into(Position::new(0), &mut bytes)
-            .map_err(failed("read", &path))?;
+            .map_err(failed("read", path))?;
         decode_file_header(&bytes)
     };
     if let FileHeader::Newer { version } = header {
         return Err(OpenError::NewerFormat {
-            path,
+            path: path.to_owned(),
             found: version,
             supported: FORMAT_VERSION,
         });
     }
-    let file = WalFile {
-        sequence,
-        path,
-        file,
-        len,
-    };
-    Ok((file, header))
+    Ok((file, len, header))
 }
 
 /// Writes bytes again that were read from the page cache but may never have reached the disk (after a failed sync, not
