@@ -20,7 +20,8 @@ pub struct BrokerConfig {
     pub advertised_grpc: Option<String>,
     /// The most bytes that requests in flight may hold: half for what producers sent, half for what consumers are sent.
     pub memory_bytes: usize,
-    /// The most gRPC connections at a time.
+    /// The most gRPC connections that are served at a time. The requests of others are refused as overload, which can be
+    /// retried.
     pub max_connections: usize,
     /// How long requests in flight are waited for at shutdown.
     pub shutdown_grace: Duration,

@@ -1,5 +1,6 @@
 //! A broker in this process, spoken to as its clients do.
 
+mod front;
 mod support;
 
 use futures::{StreamExt, stream};

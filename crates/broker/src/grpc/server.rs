@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use quipu_model::TopicConfig;
 use quipu_proto::v1::{admin_server::AdminServer, log_server::LogServer};
 use tokio::net::TcpListener;
+use tonic::service::InterceptorLayer;
 
 use super::{admin_service::AdminService, connections, log_service::LogService};
 use crate::core::Core;
@@ -75,6 +76,7 @@ pub(crate) async fn serve(server: Server) -> Result<(), ServeError> {
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(InterceptorLayer::new(connections::check))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

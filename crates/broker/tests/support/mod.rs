@@ -1,7 +1,7 @@
 //! A node in a temporary directory, its clients, and requests for them.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -22,22 +22,35 @@ use tonic::{Status, transport::Channel};
 /// A running node.
 pub(crate) struct Node {
     broker: Broker,
+    config: BrokerConfig,
     directory: TempDir,
 }
 
 impl Node {
     pub(crate) async fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap()).await
+        Self::start_with(|_| {}).await
     }
 
-    async fn start_in(directory: TempDir) -> Self {
-        let broker = Broker::start(config(&directory)).await.unwrap();
-        Self { broker, directory }
+    /// Starts with settings other than the tests' usual ones.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut BrokerConfig)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = config(&directory);
+        change(&mut config);
+        Self::start_in(directory, config).await
+    }
+
+    async fn start_in(directory: TempDir, config: BrokerConfig) -> Self {
+        let broker = Broker::start(config.clone()).await.unwrap();
+        Self {
+            broker,
+            config,
+            directory,
+        }
     }
 
     /// The settings it was started with.
     pub(crate) fn config(&self) -> BrokerConfig {
-        config(&self.directory)
+        self.config.clone()
     }
 
     pub(crate) async fn stop(self) {
@@ -46,11 +59,15 @@ impl Node {
 
     pub(crate) async fn restart(self) -> Self {
         self.broker.shutdown().await.unwrap();
-        Self::start_in(self.directory).await
+        Self::start_in(self.directory, self.config).await
     }
 
-    async fn channel(&self) -> Channel {
-        let address = format!("http://{}", self.broker.addresses().grpc);
+    pub(crate) fn grpc_address(&self) -> SocketAddr {
+        self.broker.addresses().grpc
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
+        let address = format!("http://{}", self.grpc_address());
         Channel::from_shared(address)
             .unwrap()
             .connect()

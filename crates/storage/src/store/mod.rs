@@ -43,7 +43,8 @@ pub struct StoreConfig {
     pub wal_max_bytes: u64,
     /// How many bytes of what was written last are left in the system's page cache for readers that follow close behind; what
     /// is older is read from the disk again. Appending into memory that the cache has used before is far cheaper than into
-    /// memory that it has not.
+    /// memory that it has not. Only full stretches of 8 MiB of a segment count; smaller segments are the system's to keep or
+    /// drop.
     pub cached_bytes: u64,
     /// How long a closed segment's bytes are trusted before the background scrub reads them again.
     pub scrub_interval: Duration,
