@@ -1,5 +1,7 @@
 //! What the listener does besides the API: it describes itself, tells its health, and keeps to its limits.
 
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
 use std::time::Duration;
 
 use futures::stream;
