@@ -12,6 +12,7 @@ mod group;
 mod log_store;
 mod network;
 mod partition;
+mod parts;
 mod receive;
 mod replicator;
 mod sequencer;
@@ -28,4 +29,8 @@ pub use network::{
     VoteResponse,
 };
 pub use partition::Partition;
+pub use parts::{
+    AppendOutcome, AppendParts, BadMessage, SnapshotParts, TransferOutcome, TransferParts,
+    VoteOutcome, VoteParts,
+};
 pub use replicator::Replicator;

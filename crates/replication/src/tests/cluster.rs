@@ -1,4 +1,5 @@
-//! A group of three voters in one process: what one node alone cannot show.
+//! A group of three voters in one process: what one node alone cannot show. Every message is taken into its parts and made of
+//! them again on its way, as a transport between processes does.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,14 +9,14 @@ use std::{
 
 use futures::{FutureExt, StreamExt, future::ready, stream::BoxStream};
 use parking_lot::Mutex;
-use quipu_model::{NodeId, Offset, PartitionKey, TopicConfig};
+use quipu_model::{NodeId, Offset, PartitionKey, TopicConfig, Vote};
 use quipu_storage::{RetentionPolicy, Store, io::FaultyDisk};
 
 use super::{LONG, NOW, at, key, numbered, open};
 use crate::{
-    Acks, AppendAnswers, AppendError, AppendRequest, Called, Partition, Replicator,
-    SnapshotRequest, SnapshotResponse, TransferRequest, TransferResponse, Transport,
-    TransportError, VoteRequest, VoteResponse,
+    Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, Partition, Replicator,
+    SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts, TransferRequest,
+    TransferResponse, Transport, TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
 };
 
 /// Carries messages within the process, except to and from nodes that are cut off.
@@ -82,9 +83,14 @@ impl Transport for Wire {
         };
         let (there, back) = (whole(&self.wires, self.from), whole(&self.wires, self.from));
         async move {
-            let requests = requests.take_while(move |_| ready(there())).boxed();
+            let requests = requests
+                .take_while(move |_| ready(there()))
+                .map(|request| AppendRequest::from_parts(request.into_parts().unwrap()).unwrap())
+                .boxed();
             let answers = reached?.receive_appends(requests).map(move |answer| {
-                let answer = answer.map_err(|error| lost(target, &error.to_string()));
+                let answer = answer
+                    .map(|answer| AppendOutcome::from(answer).into())
+                    .map_err(|error| lost(target, &error.to_string()));
                 if back() {
                     answer
                 } else {
@@ -102,11 +108,11 @@ impl Transport for Wire {
         request: VoteRequest,
         timeout: Duration,
     ) -> Called<'_, VoteResponse> {
-        self.call(
-            target,
-            timeout,
-            |p| async move { p.receive_vote(request).await },
-        )
+        let request = VoteParts::from(request).into();
+        self.call(target, timeout, |p| async move {
+            let answer = p.receive_vote(request).await?;
+            Ok(VoteOutcome::from(answer).into())
+        })
     }
     fn pre_vote(
         &self,
@@ -115,8 +121,10 @@ impl Transport for Wire {
         request: VoteRequest,
         timeout: Duration,
     ) -> Called<'_, VoteResponse> {
+        let request = VoteParts::from(request).into();
         self.call(target, timeout, |p| async move {
-            p.receive_pre_vote(request).await
+            let answer = p.receive_pre_vote(request).await?;
+            Ok(VoteOutcome::from(answer).into())
         })
     }
     fn snapshot(
@@ -126,8 +134,10 @@ impl Transport for Wire {
         request: SnapshotRequest,
         timeout: Duration,
     ) -> Called<'_, SnapshotResponse> {
+        let request = SnapshotRequest::from_parts(&request.into()).unwrap();
         self.call(target, timeout, |p| async move {
-            p.receive_snapshot(request).await
+            let answer = p.receive_snapshot(request).await?;
+            Ok(Vote::from(answer).into())
         })
     }
     fn transfer_leader(
@@ -137,8 +147,10 @@ impl Transport for Wire {
         request: TransferRequest,
         timeout: Duration,
     ) -> Called<'_, TransferResponse> {
+        let request = TransferParts::from(request).into();
         self.call(target, timeout, |p| async move {
-            p.receive_transfer(request).await
+            let answer = p.receive_transfer(request).await?;
+            Ok(TransferOutcome::from(answer).into())
         })
     }
 }
