@@ -42,6 +42,14 @@ impl MemoryBudget {
             })
     }
 
+    /// Takes bytes for work that can as well wait: not from the last half, which is for work that cannot.
+    pub(crate) fn take_spare(&self, bytes: usize) -> Option<MemoryPermit> {
+        if self.used().saturating_add(bytes) > self.total / 2 {
+            return None;
+        }
+        self.take(bytes).ok()
+    }
+
     /// Bytes taken and not yet back.
     pub(crate) fn used(&self) -> usize {
         self.total - self.semaphore.available_permits()
@@ -63,5 +71,13 @@ mod tests {
         drop(first);
         assert!(budget.take(60).is_ok());
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn work_that_can_wait_leaves_half() {
+        let budget = MemoryBudget::new(100);
+        let _first = budget.take_spare(30).unwrap();
+        assert!(budget.take_spare(30).is_none());
+        assert!(budget.take(70).is_ok());
     }
 }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
+    // In place of a crate that openraft uses.
+    ("base2histogram", &[]),
     ("quipu-model", &[]),
     ("quipu-proto", &[]),
     ("quipu-storage", &["quipu-model"]),
