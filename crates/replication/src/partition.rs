@@ -178,7 +178,7 @@ impl Partition {
     /// Committed batches from the one that holds `from` on. Cold bytes are brought in on a blocking thread first.
     pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<ReadBatches, ReadError> {
         let up_to = self.inner.group.high_watermark();
-        if self.log().is_warm(from) {
+        if self.is_warm(from) {
             return self.log().read(from, max_bytes, up_to);
         }
         self.blocking(move |log| {
@@ -186,6 +186,11 @@ impl Partition {
             log.read(from, max_bytes, up_to)
         })
         .await
+    }
+
+    /// Whether reading from an offset needs no other thread.
+    pub fn is_warm(&self, from: Offset) -> bool {
+        self.log().is_warm(from)
     }
 
     async fn blocking<T: Send + 'static>(

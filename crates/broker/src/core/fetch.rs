@@ -179,16 +179,17 @@ impl FetchStream {
         Ok((read, memory))
     }
 
-    /// Begins to read the next message, where there is one already and memory for it.
+    /// Begins to read the next message, where there is one already, memory for it, and another thread to wait for.
     fn read_ahead(&mut self, high_watermark: Offset) {
         let end = self.end.unwrap_or(high_watermark).min(high_watermark);
-        if self.next >= end {
+        let partition = &self.found.running.partition;
+        if self.next >= end || partition.is_warm(self.next) {
             return;
         }
         let Some(memory) = self.core.fetch_memory.take_spare(self.max_bytes) else {
             return;
         };
-        let partition = self.found.running.partition.clone();
+        let partition = partition.clone();
         let (from, max_bytes) = (self.next, self.max_bytes);
         let read = async move { read_below(&partition, from, max_bytes, high_watermark).await };
         self.ahead = Some(ReadAhead {
