@@ -25,8 +25,22 @@ impl MemoryBudget {
         }
     }
 
+    /// The most bytes that one request can ever be given.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
     /// Takes bytes at once, or refuses.
     pub(crate) fn take(&self, bytes: usize) -> Result<MemoryPermit, BrokerError> {
+        if bytes > self.total {
+            return Err(BrokerError::new(
+                Reason::BatchTooLarge,
+                format!(
+                    "the request needs {bytes} bytes, all requests together may hold {}: send less at a time, or give the broker more --memory",
+                    self.total
+                ),
+            ));
+        }
         u32::try_from(bytes)
             .ok()
             .and_then(|permits| self.semaphore.clone().try_acquire_many_owned(permits).ok())
@@ -71,6 +85,15 @@ mod tests {
         drop(first);
         assert!(budget.take(60).is_ok());
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_never_fits_is_not_worth_a_retry() {
+        let budget = MemoryBudget::new(100);
+        let refused = budget.take(101).unwrap_err();
+        assert_eq!(refused.reason, Reason::BatchTooLarge);
+        assert!(!refused.reason.is_retryable());
+        assert!(budget.take(100).is_ok());
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(crate) struct Fetch<'a> {
     pub(crate) topic: &'a str,
     pub(crate) partition: PartitionId,
     pub(crate) offset: Offset,
-    /// Most bytes of batches; a larger number is lowered to [`Fetch::MOST_BYTES`]. One batch comes whatever its size.
+    /// Most bytes of batches; a larger number is lowered to [`Fetch::MOST_BYTES`] and to what memory allows. One batch comes whatever its size.
     pub(crate) max_bytes: usize,
     /// Bytes to wait for.
     pub(crate) min_bytes: usize,
@@ -54,7 +54,7 @@ impl Core {
         let found = self.find(request.topic, request.partition)?;
         let partition = &found.running.partition;
         let mut high_watermark = partition.high_watermark();
-        let max_bytes = request.max_bytes.min(Fetch::MOST_BYTES);
+        let max_bytes = self.fetch_bytes(request.max_bytes);
         let min_bytes = request.min_bytes.min(max_bytes);
         let deadline = started + request.max_wait.min(Fetch::LONGEST_WAIT);
         loop {
@@ -101,11 +101,16 @@ impl Core {
             high_watermark: found.running.partition.high_watermark(),
             found,
             next: offset,
-            max_bytes: max_bytes.min(Fetch::MOST_BYTES),
+            max_bytes: self.fetch_bytes(max_bytes),
             end,
             memory: None,
             ahead: None,
         })
+    }
+
+    /// What one answer may hold where a consumer asked for `wanted`.
+    fn fetch_bytes(&self, wanted: usize) -> usize {
+        wanted.min(Fetch::MOST_BYTES).min(self.fetch_memory.total())
     }
 }
 
