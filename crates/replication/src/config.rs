@@ -1,8 +1,12 @@
 //! How openraft is set up. Each value that is not a default is one that was found to matter.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use openraft::{Config, ConfigError, SnapshotPolicy};
+
+/// For how long after a majority's answer a leader takes proposals in, and followers keep it: openraft takes the longest
+/// election timeout.
+pub(crate) const LEASE: Duration = Duration::from_secs(3);
 
 /// The settings of a group. Without `ticks` it neither starts elections by itself nor sends heartbeats, and idle costs no
 /// CPU: right for a group of one voter.
@@ -13,7 +17,7 @@ pub(crate) fn config(ticks: bool) -> Result<Arc<Config>, ConfigError> {
         heartbeat_interval: 500,
         heartbeat_min_interval: Some(500),
         election_timeout_min: 1500,
-        election_timeout_max: 3000,
+        election_timeout_max: LEASE.as_millis() as u64,
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(6000),
         // A restarted leader must not go on in its old term: it would use (term, index) of entries again that it had sent to

@@ -3,14 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use openraft::errors::ClientWriteError;
-use quipu_model::{NodeId, Offset, RecordBatch, Term};
+use quipu_model::{LeaderEpoch, NodeId, Offset, RecordBatch, Term};
 use quipu_storage::{Reservation, ReserveError};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    config::LEASE,
     error::{Acks, AppendError, Appended},
     flight::{Flight, Loss, Outcome},
     partition::Partition,
+    running::Running,
     sequencer::{Numbered, Refusal, Sequencer, Verdict},
     type_config::{Answer, Proposal, WriteResult},
 };
@@ -40,8 +42,30 @@ impl Partition {
         acks: Acks,
         timeout: Duration,
     ) -> Result<Appended, AppendError> {
+        self.append_within(None, batch, acks, timeout).await
+    }
+
+    /// Like [`Partition::append`] with [`Acks::All`], but only while this replica leads in `epoch`: in any other it is
+    /// refused as by a replica that does not lead.
+    pub async fn append_in(
+        &self,
+        epoch: LeaderEpoch,
+        batch: RecordBatch,
+        timeout: Duration,
+    ) -> Result<Appended, AppendError> {
+        let epoch = Some(epoch);
+        self.append_within(epoch, batch, Acks::All, timeout).await
+    }
+
+    async fn append_within(
+        &self,
+        epoch: Option<LeaderEpoch>,
+        batch: RecordBatch,
+        acks: Acks,
+        timeout: Duration,
+    ) -> Result<Appended, AppendError> {
         let deadline = Instant::now() + timeout;
-        let appending = self.append_by(batch, acks, deadline);
+        let appending = self.append_by(epoch, batch, acks, deadline);
         match tokio::time::timeout_at(deadline, appending).await {
             Ok(result) => result,
             Err(_) => Err(AppendError::TimedOut(timeout)),
@@ -50,11 +74,12 @@ impl Partition {
 
     async fn append_by(
         &self,
+        epoch: Option<LeaderEpoch>,
         batch: RecordBatch,
         acks: Acks,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let (base, duplicate) = match self.admit(batch, acks, deadline).await? {
+        let (base, duplicate) = match self.admit(epoch, batch, acks, deadline).await? {
             Admitted::Unwatched => (None, false),
             Admitted::Proposed { outcome, duplicate } => {
                 let outcome = outcome.await.unwrap_or(Err(Loss::Stopped));
@@ -80,13 +105,14 @@ impl Partition {
     /// Takes a batch through the door: checks its sequence, takes room for it, proposes it.
     async fn admit(
         &self,
+        epoch: Option<LeaderEpoch>,
         batch: RecordBatch,
         acks: Acks,
         deadline: Instant,
     ) -> Result<Admitted, AppendError> {
         let numbered = numbered(&batch)?;
         let _door = self.inner().door.lock().await;
-        let (running, term) = match self.leading() {
+        let (running, term) = match self.leading_in(epoch, deadline).await {
             // While nobody leads, the next batch may already find this replica leading.
             Err(error @ AppendError::NotLeader { leader: None, .. }) => {
                 return Err(self.refuse(numbered, error));
@@ -123,12 +149,39 @@ impl Partition {
         let answer = self.answer(Arc::clone(&flight));
         let proposal = Proposal::Batch {
             batch,
-            proposed: Some((flight, room)),
+            flight: Some(flight),
+            room: Some(room),
         };
         let proposing = running.raft.write(proposal).responder(answer);
         // Bound to the term in which its sequence was checked. A failure reaches the flight through its answer.
         drop(proposing.with_leader(term.get()).await);
         Ok(admitted)
+    }
+
+    /// What runs, and the term that it leads for certain: in `epoch`, where that matters.
+    async fn leading_in(
+        &self,
+        epoch: Option<LeaderEpoch>,
+        deadline: Instant,
+    ) -> Result<(Running, Term), AppendError> {
+        let (running, term) = self.leading()?;
+        if epoch.is_some_and(|epoch| epoch != term.leader_epoch()) {
+            return Err(self.not_leader(Some(self.inner().group.node)));
+        }
+        self.confirm_leading(&running, deadline).await?;
+        Ok((running, term))
+    }
+
+    /// Makes sure that what is proposed now is not refused for want of a majority's answers. Takes at most half the time
+    /// left, so that a refusal is still told as one.
+    pub(crate) async fn confirm_leading(
+        &self,
+        running: &Running,
+        deadline: Instant,
+    ) -> Result<(), AppendError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let confirming = running.confirm((left / 2).min(LEASE / 2));
+        confirming.await.map_err(|leader| self.not_leader(leader))
     }
 
     /// Remembers that a batch was refused, so that those behind it are too.
@@ -199,7 +252,11 @@ impl Partition {
     }
 
     /// Takes room for a batch; waits for a running checkpoint to make some, within the deadline.
-    async fn reserve(&self, bytes: u64, deadline: Instant) -> Result<Reservation, AppendError> {
+    pub(crate) async fn reserve(
+        &self,
+        bytes: u64,
+        deadline: Instant,
+    ) -> Result<Reservation, AppendError> {
         loop {
             match self.log().reserve(bytes) {
                 Ok(room) => return Ok(room),

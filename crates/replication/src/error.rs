@@ -93,6 +93,14 @@ pub enum AppendError {
     /// The time given ran out.
     #[error("not acknowledged within {0:?}; it may still be appended")]
     TimedOut(Duration),
+    /// What was asked of the group cannot be, as things are.
+    #[error("{key} was left as it is: {reason}")]
+    Refused {
+        /// The partition.
+        key: PartitionKey,
+        /// What is in the way.
+        reason: String,
+    },
     /// [`crate::Partition::shutdown`] was called before.
     #[error("the partition is shutting down")]
     ShuttingDown,
@@ -115,6 +123,7 @@ impl AppendError {
             | Self::DuplicateTooOld { .. }
             | Self::BadProducerFields
             | Self::Reserve(_)
+            | Self::Refused { .. }
             | Self::ShuttingDown => true,
             Self::LeadershipLost { .. } | Self::TimedOut(_) | Self::Failed(_) | Self::Fatal(_) => {
                 false
@@ -141,6 +150,7 @@ impl AppendError {
             | Self::OutOfOrder { .. }
             | Self::DuplicateTooOld { .. }
             | Self::BadProducerFields
+            | Self::Refused { .. }
             | Self::Reserve(ReserveError::Damaged(_)) => false,
         }
     }

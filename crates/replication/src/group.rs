@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use quipu_model::{LogId, NodeId, Offset, RaftIndex};
+use quipu_model::{LogId, NodeId, Offset, RaftIndex, Term};
 use quipu_storage::{EntryKind, PartitionLog, ReadError};
 use tokio::sync::watch;
 
@@ -50,6 +50,8 @@ pub(crate) struct Group {
     pub(crate) trim_wanted: watch::Sender<Offset>,
     /// Up to where the keeper saw to it.
     pub(crate) trimmed: watch::Sender<Offset>,
+    /// The term of the last entry applied.
+    pub(crate) applied_term: watch::Sender<Term>,
     high_watermark: watch::Sender<Offset>,
 }
 
@@ -97,6 +99,7 @@ impl Group {
         applied: AppliedState,
         high_watermark: Offset,
     ) -> Self {
+        let applied_term = applied.last.map_or(0, |last| last.leader_id.term);
         Self {
             node,
             log,
@@ -105,6 +108,7 @@ impl Group {
             snapshots: Mutex::default(),
             trim_wanted: watch::Sender::new(Offset::ZERO),
             trimmed: watch::Sender::new(Offset::ZERO),
+            applied_term: watch::Sender::new(Term::new(applied_term)),
             high_watermark: watch::Sender::new(high_watermark),
         }
     }

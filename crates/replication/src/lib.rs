@@ -10,19 +10,23 @@ mod error;
 mod flight;
 mod group;
 mod log_store;
+mod members;
 mod network;
 mod partition;
 mod parts;
 mod receive;
 mod replicator;
+mod running;
 mod sequencer;
 mod state_machine;
+mod transfer;
 mod type_config;
 
 #[cfg(test)]
 mod tests;
 
 pub use error::{Acks, AppendError, Appended};
+pub use members::{FollowerProgress, Leadership, Members};
 pub use network::{
     AppendAnswers, AppendRequest, AppendResponse, Called, NoPeers, SnapshotRequest,
     SnapshotResponse, TransferRequest, TransferResponse, Transport, TransportError, VoteRequest,

@@ -27,8 +27,9 @@ use crate::{
     flight::Flight,
     group::Group,
     type_config::{
-        Membership, RaftEntry, RaftLogId, RaftVote, Types, control, from_entry_info,
-        from_log_entry, from_raft_id, from_raft_vote, to_log_entry, to_raft_id, to_raft_vote,
+        Incoming, Membership, RaftEntry, RaftLogId, RaftVote, Types, control, from_entry_info,
+        from_log_entry, from_raft_id, from_raft_vote, is_sole_voter, to_log_entry, to_raft_id,
+        to_raft_vote,
     },
 };
 
@@ -47,14 +48,9 @@ pub(crate) struct LogStore {
 impl LogStore {
     /// `membership` is the newest in the log.
     pub(crate) fn new(group: Arc<Group>, membership: &Membership) -> Self {
-        let sole_voter = is_sole_voter(&group, membership);
+        let sole_voter = is_sole_voter(group.node.get(), membership);
         Self { group, sole_voter }
     }
-}
-
-fn is_sole_voter(group: &Group, membership: &Membership) -> bool {
-    let mut voters = membership.voter_ids();
-    voters.next() == Some(group.node.get()) && voters.next().is_none()
 }
 
 /// Entries on their way into the log, and who waits for them.
@@ -68,15 +64,19 @@ struct Appending {
 
 impl Appending {
     fn add(&mut self, entry: RaftEntry) -> io::Result<()> {
-        let (mut entry, proposed) = to_log_entry(entry)?;
-        if let Some((flight, room)) = proposed {
+        let Incoming {
+            mut entry,
+            flight,
+            room,
+        } = to_log_entry(entry)?;
+        self.room.extend(room);
+        if let Some(flight) = flight {
             if flight.is_cancelled() {
                 // A batch before it was lost: in its place goes an entry that holds nothing. See `sequencer`.
                 entry.payload = control(ControlKind::Blank, Bytes::new());
             } else {
                 flight.place(self.end);
                 self.flights.push(flight);
-                self.room.push(room);
             }
         }
         if let Payload::Batch(batch) | Payload::Stamped(batch) = &entry.payload {
@@ -130,7 +130,7 @@ impl RaftLogStorage<Types> for LogStore {
         };
         for entry in entries {
             if let EntryPayload::Membership(membership) = &entry.payload {
-                self.sole_voter = is_sole_voter(&self.group, membership);
+                self.sole_voter = is_sole_voter(self.group.node.get(), membership);
             }
             appending.add(entry)?;
         }
@@ -370,8 +370,11 @@ mod tests {
             .map(|(flight, index)| {
                 let batch = plain(4);
                 let room = log.reserve(batch.bytes().len() as u64).unwrap();
-                let proposed = Some((Arc::clone(flight), room));
-                let proposal = Proposal::Batch { batch, proposed };
+                let proposal = Proposal::Batch {
+                    batch,
+                    flight: Some(Arc::clone(flight)),
+                    room: Some(room),
+                };
                 RaftEntry::new_normal(RaftLogId::new(1.into(), index), proposal)
             })
             .collect();

@@ -1,28 +1,27 @@
 //! A partition as the broker sees it.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use openraft::{
-    ServerState,
-    alias::WatchReceiverOf,
-    async_runtime::watch::WatchReceiver as _,
-    errors::ClientWriteError,
-    metrics::{RaftServerMetrics, WaitError},
-};
+use openraft::{ServerState, errors::ClientWriteError, metrics::WaitError};
 use parking_lot::RwLock;
 use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionKey, Term, TimestampMs, TopicConfig};
 use quipu_storage::{
     AppendError as LogError, PartitionDamage, PartitionLog, ReadBatches, ReadError, ReserveError,
     RetentionPolicy, Store, TimestampedOffset,
 };
-use tokio::sync::{Mutex, oneshot, watch};
+use tokio::{
+    sync::{Mutex, oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
     error::AppendError,
     flight::Loss,
     group::Group,
+    members::{Leadership, Members},
     replicator::Metrics,
-    type_config::{Answer, Proposal, Raft, Types, WriteResult},
+    running::Running,
+    type_config::{Answer, Proposal, Raft, WriteResult},
 };
 
 /// How long to wait for a trim that was committed to be done.
@@ -34,31 +33,6 @@ const TRIM_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Partition {
     inner: Arc<Inner>,
-}
-
-/// The openraft instance that runs the replica at present.
-#[derive(Clone)]
-pub(crate) struct Running {
-    pub(crate) raft: Raft,
-    pub(crate) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
-}
-
-impl fmt::Debug for Running {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Running")
-    }
-}
-
-impl Running {
-    /// The term that this replica leads, or who does.
-    fn leading(&self) -> Result<Term, Option<NodeId>> {
-        let server = self.server.borrow_watched();
-        if server.state == ServerState::Leader {
-            Ok(Term::new(server.vote.leader_id().term))
-        } else {
-            Err(server.current_leader.map(NodeId::new))
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -78,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) replica: RwLock<Replica>,
     /// The one ordered door: held from the check of a batch's sequence until it is proposed, in the order of asking.
     pub(crate) door: Mutex<()>,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) members: watch::Sender<Members>,
 }
 
 impl Inner {
@@ -87,13 +63,42 @@ impl Inner {
         metrics: Metrics,
         replica: Replica,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let members = Members::of(group.applied.lock().membership.membership());
+        let inner = Self {
             group,
             store,
             metrics,
             replica: RwLock::new(replica),
             door: Mutex::new(()),
-        })
+            leadership: watch::Sender::default(),
+            members: watch::Sender::new(members),
+        };
+        inner.tell();
+        Arc::new(inner)
+    }
+
+    /// Tells who leads and who the members are now, where that is news.
+    pub(crate) fn tell(&self) {
+        // Found out with the sender's lock held: what is told last is what was found out last.
+        self.leadership
+            .send_if_modified(|told| replace(told, self.leadership_now()));
+        self.members
+            .send_if_modified(|told| match &*self.replica.read() {
+                Replica::Running(running) => replace(told, running.members()),
+                Replica::Failed(_) | Replica::Ended => false,
+            });
+    }
+
+    fn leadership_now(&self) -> Leadership {
+        if let Replica::Running(running) = &*self.replica.read() {
+            return running.leadership(*self.group.applied_term.borrow());
+        }
+        let term = self.group.log.vote().map(|vote| vote.term);
+        Leadership {
+            leader: None,
+            epoch: term.unwrap_or_default().leader_epoch(),
+            ready: false,
+        }
     }
 
     /// Goes on with a replica that was started again; `false` where the partition was shut down meanwhile.
@@ -103,8 +108,17 @@ impl Inner {
         if wanted {
             *replica = Replica::Running(running);
         }
+        drop(replica);
+        self.tell();
         wanted
     }
+}
+
+/// Whether that made a difference.
+fn replace<T: PartialEq>(told: &mut T, now: T) -> bool {
+    let news = *told != now;
+    *told = now;
+    news
 }
 
 impl Partition {
@@ -234,17 +248,8 @@ impl Partition {
 
     /// Who leads, as far as this replica knows, and in which epoch.
     pub fn leader(&self) -> (Option<NodeId>, LeaderEpoch) {
-        match &*self.inner.replica.read() {
-            Replica::Running(running) => {
-                let server = running.server.borrow_watched();
-                let term = Term::new(server.vote.leader_id().term);
-                (server.current_leader.map(NodeId::new), term.leader_epoch())
-            }
-            Replica::Failed(_) | Replica::Ended => {
-                let term = self.log().vote().map_or(Term::default(), |vote| vote.term);
-                (None, term.leader_epoch())
-            }
-        }
+        let now = self.inner.leadership_now();
+        (now.leader, now.epoch)
     }
 
     /// Whether this replica leads, as far as it knows.
@@ -292,6 +297,8 @@ impl Partition {
         now: TimestampMs,
     ) -> Result<Offset, AppendError> {
         let (running, term) = self.leading()?;
+        let deadline = Instant::now() + TRIM_PATIENCE;
+        self.confirm_leading(&running, deadline).await?;
         let log = Arc::clone(self.log());
         let asking = tokio::task::spawn_blocking(move || {
             log.roll_if_due(now)?;
@@ -340,6 +347,7 @@ impl Partition {
         // Behind whoever is in the door already.
         let _door = self.inner.door.lock().await;
         let replica = std::mem::replace(&mut *self.inner.replica.write(), Replica::Ended);
+        self.inner.tell();
         if let Replica::Running(running) = replica
             && let Err(error) = running.raft.shutdown().await
         {

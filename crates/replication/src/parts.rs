@@ -139,7 +139,7 @@ impl AppendRequest {
             previous: from_id(self.0.prev_log_id),
             committed: from_id(self.0.leader_commit),
             entries: entries
-                .map(|entry| Ok(to_log_entry(entry)?.0))
+                .map(|entry| Ok(to_log_entry(entry)?.entry))
                 .collect::<Result<_, UnknownBytes>>()?,
         })
     }

@@ -1,10 +1,14 @@
 //! What another node's replica of the same partition says to this one: the other end of [`crate::Transport`].
 
+use std::time::Duration;
+
 use futures::{
     StreamExt,
     future::ready,
     stream::{self, BoxStream},
 };
+use openraft::EntryPayload;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     error::AppendError,
@@ -13,7 +17,11 @@ use crate::{
         TransferResponse, VoteRequest, VoteResponse,
     },
     partition::Partition,
+    type_config::{Proposal, RaftEntry},
 };
+
+/// How long a leader's entries wait for room; then the leader is told, and sends them again later.
+const ROOM_PATIENCE: Duration = Duration::from_millis(500);
 
 fn failed(error: impl std::fmt::Display) -> AppendError {
     AppendError::Fatal(error.to_string())
@@ -28,13 +36,50 @@ impl Partition {
         &self,
         requests: BoxStream<'static, AppendRequest>,
     ) -> BoxStream<'static, Result<AppendResponse, AppendError>> {
-        match self.raft() {
-            Ok(raft) => raft
-                .stream_append(requests.map(|request| request.0))
-                .map(|answer| answer.map(AppendResponse).map_err(failed))
-                .boxed(),
-            Err(error) => stream::once(ready(Err(error))).boxed(),
+        let raft = match self.raft() {
+            Ok(raft) => raft,
+            Err(error) => return stream::once(ready(Err(error))).boxed(),
+        };
+        let (refuse, mut refused) = oneshot::channel();
+        let start = (requests, self.clone(), refuse);
+        let requests = stream::unfold(start, |(mut requests, partition, refuse)| async move {
+            let mut request = requests.next().await?.0;
+            match partition.take_room(&mut request.entries).await {
+                Ok(()) => Some((request, (requests, partition, refuse))),
+                Err(error) => {
+                    // Where the answers are no longer read, nobody is to be told.
+                    let _ = refuse.send(error);
+                    None
+                }
+            }
+        });
+        let answers = raft
+            .stream_append(requests)
+            .map(|answer| answer.map(AppendResponse).map_err(failed));
+        // Why the requests ended comes behind the answers to those before.
+        let refusal = stream::once(ready(())).filter_map(move |()| {
+            let refused = refused.try_recv();
+            ready(refused.ok().map(Err))
+        });
+        answers.chain(refusal).boxed()
+    }
+
+    /// Takes room on the disk for a request's batches. The last of them holds it for all: entries that the log has already
+    /// are dropped from the front.
+    async fn take_room(&self, entries: &mut [RaftEntry]) -> Result<(), AppendError> {
+        let mut bytes = 0;
+        let mut last = None;
+        for entry in entries {
+            if let EntryPayload::Normal(Proposal::Batch { batch, room, .. }) = &mut entry.payload {
+                bytes += batch.bytes().len() as u64;
+                last = Some(room);
+            }
         }
+        if let Some(room) = last {
+            let deadline = Instant::now() + ROOM_PATIENCE;
+            *room = Some(self.reserve(bytes, deadline).await?);
+        }
+        Ok(())
     }
 
     /// A candidate asks for this replica's vote.

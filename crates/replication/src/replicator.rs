@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Fuse, FusedFuture},
+};
 use openraft::{
     EmptyNode, StorageHelper,
     async_runtime::watch::WatchReceiver as _,
@@ -18,7 +22,8 @@ use crate::{
     group::Group,
     log_store::LogStore,
     network::{Network, Transport},
-    partition::{Inner, Partition, Replica, Running},
+    partition::{Inner, Partition, Replica},
+    running::Running,
     state_machine::StateMachine,
     type_config::{Membership, Raft},
 };
@@ -76,15 +81,15 @@ impl Replicator {
         );
     }
 
-    /// Starts the replica of a partition, creating its log where it is absent, and forms its group of `voters` where it
-    /// never was. Where the partition is damaged, the handle answers with the damage.
+    /// Starts the replica of a partition, creating its log where it is absent, and forms its group of `founders` where it
+    /// never was. Without founders the replica waits until a leader makes it a member. Where the partition is damaged, the handle answers with the damage.
     ///
     /// # Errors
     /// Where the log cannot be created or read.
     pub async fn start(
         &self,
         key: PartitionKey,
-        voters: &[NodeId],
+        founders: &[NodeId],
         config: TopicConfig,
     ) -> Result<Partition, AppendError> {
         let store = Arc::clone(&self.store);
@@ -104,7 +109,7 @@ impl Replicator {
                 key,
                 transport: Arc::clone(&self.transport),
             },
-            voters: voters.iter().map(|v| (v.get(), EmptyNode {})).collect(),
+            founders: founders.iter().map(|v| (v.get(), EmptyNode {})).collect(),
         };
         let handle = |group, replica| {
             let (store, metrics) = (Arc::clone(&self.store), self.metrics.clone());
@@ -133,48 +138,46 @@ impl Replicator {
 #[derive(Debug)]
 struct Starter {
     network: Network,
-    /// Who votes where the group is formed.
-    voters: BTreeMap<u64, EmptyNode>,
+    /// Who votes where the group is formed; nobody where it is not to be formed here.
+    founders: BTreeMap<u64, EmptyNode>,
 }
 
 impl Starter {
     async fn start(&self, group: &Arc<Group>) -> Result<Running, String> {
         let membership = newest_membership(group).await?;
+        let own = group.node.get();
         let formed = membership.voter_ids().next().is_some();
-        let alone = if formed {
-            is_alone(&membership)
+        let to_form = !formed && !self.founders.is_empty();
+        let voters: Vec<u64> = if formed {
+            membership.voter_ids().collect()
         } else {
-            self.voters.len() == 1
+            self.founders.keys().copied().collect()
         };
+        let alone = voters == [own];
         let raft = Raft::new(
-            group.node.get(),
-            // A group of one needs no clock: nobody else could be elected, and it asks for its election below.
-            config(!alone).map_err(|e| e.to_string())?,
+            own,
+            // Who does not vote needs no clock, and neither does a group of one: nobody else could be elected, and it asks
+            // for its election below.
+            config(!alone && voters.contains(&own)).map_err(|e| e.to_string())?,
             self.network.clone(),
             LogStore::new(Arc::clone(group), &membership),
             StateMachine::new(Arc::clone(group)),
         )
         .await
         .map_err(|e| e.to_string())?;
-        if formed {
-            if alone {
-                let electing = raft.trigger().elect(false).await;
-                electing.map_err(|e| e.to_string())?;
-            }
-        } else {
-            match raft.initialize(self.voters.clone()).await {
+        if formed && alone {
+            let electing = raft.trigger().elect(false).await;
+            electing.map_err(|e| e.to_string())?;
+        }
+        if to_form {
+            match raft.initialize(self.founders.clone()).await {
                 // A group that others formed meanwhile is as good.
                 Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
                 Err(error) => return Err(error.to_string()),
             }
         }
-        let server = raft.server_metrics();
-        Ok(Running { raft, server })
+        Ok(Running::new(raft))
     }
-}
-
-fn is_alone(membership: &Membership) -> bool {
-    membership.voter_ids().count() == 1 && membership.learner_ids().next().is_none()
 }
 
 async fn newest_membership(group: &Arc<Group>) -> Result<Membership, String> {
@@ -187,37 +190,45 @@ async fn newest_membership(group: &Arc<Group>) -> Result<Membership, String> {
     Ok(state.effective().membership().clone())
 }
 
-/// Keeps a replica running until it is shut down: restarts it when it failed, switches its clock on once it is no longer
-/// alone, and does what trim entries ask for.
+/// Keeps a replica running until it is shut down: restarts it when it failed, switches its clock on and off, tells who leads
+/// and who the members are, and does what trim entries ask for.
 async fn keep(inner: Arc<Inner>, starter: Starter, mut running: Running) {
     let mut trim_wanted = inner.group.trim_wanted.subscribe();
     // What was applied before this task ran counts too.
     trim_wanted.mark_changed();
-    let key = inner.group.log.key();
+    let mut applied_term = inner.group.applied_term.subscribe();
+    let mut trimming: Fuse<BoxFuture<'static, ()>> = Fuse::terminated();
     loop {
+        running.set_clock();
+        inner.tell();
         tokio::select! {
             changed = running.server.changed() => match changed {
-                Ok(()) => {
-                    let membership = running.server.borrow_watched().membership_config.clone();
-                    let alone = is_alone(membership.membership());
-                    running.raft.runtime_config().tick(!alone);
-                }
+                Ok(()) => {}
                 Err(_) => match restart(&inner, &starter, &running).await {
                     Some(again) => running = again,
                     None => return,
                 },
             },
-            // The sender lives in what this task holds.
-            _ = trim_wanted.changed() => {
+            // The senders live in what this task holds.
+            _ = applied_term.changed() => {}
+            _ = trim_wanted.changed(), if trimming.is_terminated() => {
                 let before = *trim_wanted.borrow_and_update();
-                let wanted = before > inner.group.log.state().start_offset;
-                if wanted && let Err(error) = trim(&inner, &running.raft, before).await {
-                    tracing::warn!(partition = %key, %error, "retention did not finish; the next trim tries again");
-                }
-                inner.group.trimmed.send_replace(before);
+                let (inner, raft) = (Arc::clone(&inner), running.raft.clone());
+                trimming = async move { keep_trimmed(&inner, &raft, before).await }.boxed().fuse();
             }
+            () = &mut trimming, if !trimming.is_terminated() => {}
         }
     }
+}
+
+async fn keep_trimmed(inner: &Inner, raft: &Raft, before: Offset) {
+    let log = &inner.group.log;
+    let wanted = before > log.state().start_offset;
+    if wanted && let Err(error) = trim(inner, raft, before).await {
+        let partition = log.key();
+        tracing::warn!(%partition, %error, "retention did not finish; the next trim tries again");
+    }
+    inner.group.trimmed.send_replace(before);
 }
 
 /// Starts a replica again whose core ended; `None` where it is to stay so.
@@ -243,6 +254,7 @@ async fn restart(inner: &Arc<Inner>, starter: &Starter, ended: &Running) -> Opti
             tracing::error!(partition = %key, reason, "the replica failed and is started again");
             *replica = Replica::Failed(reason);
         }
+        inner.tell();
         tokio::time::sleep(pause).await;
         pause = LAST_PAUSE.min(pause * 2);
         inner.metrics.restarts.inc();

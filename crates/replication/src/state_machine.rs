@@ -47,7 +47,12 @@ impl StateMachine {
     fn note_applied(&self, last: RaftLogId) {
         self.group.applied.lock().last = Some(last);
         let voters = self.voters.clone();
-        self.group.log.set_applied(from_raft_id(&last), voters);
+        let last = from_raft_id(&last);
+        self.group.log.set_applied(last, voters);
+        self.group.applied_term.send_if_modified(|term| {
+            let before = std::mem::replace(term, last.term);
+            before != last.term
+        });
     }
 
     fn note_membership(&mut self, membership: StoredMembership) {

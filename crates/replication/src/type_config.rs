@@ -45,17 +45,16 @@ pub(crate) type Membership = openraft::Membership<u64, EmptyNode>;
 pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
 pub(crate) type WriteResult = openraft::raft::ClientWriteResult<Types>;
 
-/// Who waits for a batch, and the room taken for it on the disk.
-pub(crate) type Proposed = (Arc<Flight>, Reservation);
-
 /// What an entry of the Raft log carries, besides Raft's own.
 #[derive(Debug)]
 pub(crate) enum Proposal {
     /// A batch with its bytes: on its way into this log, or out of it to a follower.
     Batch {
         batch: RecordBatch,
-        /// Where this node proposed it.
-        proposed: Option<Proposed>,
+        /// Who waits for it, where this node proposed it.
+        flight: Option<Arc<Flight>>,
+        /// The room taken for it, or for all of a request whose last batch it is.
+        room: Option<Reservation>,
     },
     /// A batch in the log, without its bytes: what applying needs.
     Stored { next: Offset },
@@ -110,6 +109,11 @@ impl<T> Drop for Answer<T> {
     }
 }
 
+pub(crate) fn is_sole_voter(node: u64, membership: &Membership) -> bool {
+    let mut voters = membership.voter_ids();
+    voters.next() == Some(node) && voters.next().is_none()
+}
+
 pub(crate) fn to_raft_id(id: LogId) -> RaftLogId {
     RaftLogId::new(CommittedLeaderId::new(id.term.get()), id.index.get())
 }
@@ -136,31 +140,50 @@ pub(crate) fn from_raft_vote(vote: &RaftVote) -> Vote {
     }
 }
 
-/// An entry as the log keeps it, with what was proposed along with it.
-pub(crate) fn to_log_entry(entry: RaftEntry) -> Result<(LogEntry, Option<Proposed>), UnknownBytes> {
+/// An entry on its way into the log.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) entry: LogEntry,
+    /// Who waits for it here.
+    pub(crate) flight: Option<Arc<Flight>>,
+    /// To be held until it is written.
+    pub(crate) room: Option<Reservation>,
+}
+
+/// An entry as the log keeps it, with what came along with it.
+pub(crate) fn to_log_entry(entry: RaftEntry) -> Result<Incoming, UnknownBytes> {
     let id = from_raft_id(&entry.log_id);
-    let (payload, proposed) = match entry.payload {
-        EntryPayload::Blank => (control(ControlKind::Blank, Bytes::new()), None),
-        EntryPayload::Membership(membership) => (
-            control(ControlKind::Membership, encode_membership(&membership)),
-            None,
+    let (mut waiting, mut taken) = (None, None);
+    let payload = match entry.payload {
+        EntryPayload::Blank => control(ControlKind::Blank, Bytes::new()),
+        EntryPayload::Membership(membership) => {
+            control(ControlKind::Membership, encode_membership(&membership))
+        }
+        EntryPayload::Normal(Proposal::Trim(before)) => control(
+            ControlKind::Trim,
+            Bytes::copy_from_slice(&before.get().to_be_bytes()),
         ),
-        EntryPayload::Normal(Proposal::Trim(before)) => (
-            control(
-                ControlKind::Trim,
-                Bytes::copy_from_slice(&before.get().to_be_bytes()),
-            ),
-            None,
-        ),
-        EntryPayload::Normal(Proposal::Batch { batch, proposed }) => match proposed {
-            Some(proposed) => (Payload::Batch(batch), Some(proposed)),
-            None => (Payload::Stamped(batch), None),
-        },
+        EntryPayload::Normal(Proposal::Batch {
+            batch,
+            flight,
+            room,
+        }) => {
+            (waiting, taken) = (flight, room);
+            if waiting.is_some() {
+                Payload::Batch(batch)
+            } else {
+                Payload::Stamped(batch)
+            }
+        }
         EntryPayload::Normal(Proposal::Stored { .. }) => {
             return Err(UnknownBytes("an entry to append without its bytes"));
         }
     };
-    Ok((LogEntry { id, payload }, proposed))
+    Ok(Incoming {
+        entry: LogEntry { id, payload },
+        flight: waiting,
+        room: taken,
+    })
 }
 
 pub(crate) fn control(kind: ControlKind, bytes: Bytes) -> Payload {
@@ -172,7 +195,8 @@ pub(crate) fn from_log_entry(entry: LogEntry) -> Result<RaftEntry, UnknownBytes>
     let payload = match entry.payload {
         Payload::Batch(batch) | Payload::Stamped(batch) => EntryPayload::Normal(Proposal::Batch {
             batch,
-            proposed: None,
+            flight: None,
+            room: None,
         }),
         Payload::Control(control) => from_control(&control)?,
     };

@@ -1,8 +1,12 @@
-//! A group of three voters in one process: what one node alone cannot show. Every message is taken into its parts and made of
+//! Groups of several replicas in one process: what one node alone cannot show. Every message is taken into its parts and made of
 //! them again on its way, as a transport between processes does.
 
+mod faults;
+mod members;
+mod replication;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -10,12 +14,12 @@ use std::{
 use futures::{FutureExt, StreamExt, future::ready, stream::BoxStream};
 use parking_lot::Mutex;
 use quipu_model::{NodeId, Offset, PartitionKey, TopicConfig, Vote};
-use quipu_storage::{RetentionPolicy, Store, io::FaultyDisk};
+use quipu_storage::{Store, io::FaultyDisk};
 
-use super::{LONG, NOW, at, key, numbered, open};
+use super::{LONG, at, key, numbered, open};
 use crate::{
-    Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, Partition, Replicator,
-    SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts, TransferRequest,
+    Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, Leadership, Partition,
+    Replicator, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts, TransferRequest,
     TransferResponse, Transport, TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
 };
 
@@ -155,60 +159,100 @@ impl Transport for Wire {
     }
 }
 
+struct Member {
+    disk: Arc<FaultyDisk>,
+    store: Arc<Store>,
+    partition: Partition,
+}
+
 struct Cluster {
     wires: Arc<Wires>,
-    stores: Vec<Arc<Store>>,
-    partitions: Vec<Partition>,
+    members: BTreeMap<NodeId, Member>,
+}
+
+fn node(id: u64) -> NodeId {
+    NodeId::new(id)
 }
 
 impl Cluster {
+    /// Three voters: nodes 1 to 3.
     async fn start() -> Self {
-        let wires = Arc::<Wires>::default();
-        let nodes: Vec<NodeId> = (1..=3).map(NodeId::new).collect();
+        let mut cluster = Self {
+            wires: Arc::default(),
+            members: BTreeMap::new(),
+        };
+        let founders = [1, 2, 3].map(node);
+        for founder in founders {
+            cluster.add(founder, &founders).await;
+        }
+        cluster
+    }
+
+    /// Starts a replica on a node that has none.
+    async fn add(&mut self, node: NodeId, founders: &[NodeId]) -> Partition {
+        let disk = Arc::new(FaultyDisk::new(node.get()));
+        self.run(node, disk, founders).await
+    }
+
+    async fn run(&mut self, node: NodeId, disk: Arc<FaultyDisk>, founders: &[NodeId]) -> Partition {
+        let store = open(disk.clone());
+        let wire = Wire {
+            from: node,
+            wires: Arc::clone(&self.wires),
+        };
+        let replicator = Replicator::new(node, Arc::clone(&store), Arc::new(wire));
         let config = TopicConfig {
             segment_bytes: 4096,
             ..TopicConfig::default()
         };
-        let (mut stores, mut partitions) = (Vec::new(), Vec::new());
-        for &node in &nodes {
-            let store = open(Arc::new(FaultyDisk::new(node.get())));
-            let wire = Wire {
-                from: node,
-                wires: Arc::clone(&wires),
-            };
-            let replicator = Replicator::new(node, Arc::clone(&store), Arc::new(wire));
-            let partition = replicator
-                .start(key(), &nodes, config.clone())
-                .await
-                .unwrap();
-            wires.partitions.lock().insert(node, partition.clone());
-            stores.push(store);
-            partitions.push(partition);
-        }
-        Self {
-            wires,
-            stores,
-            partitions,
-        }
+        let partition = replicator.start(key(), founders, config).await.unwrap();
+        let reached = partition.clone();
+        self.wires.partitions.lock().insert(node, reached);
+        let member = Member {
+            disk,
+            store,
+            partition: partition.clone(),
+        };
+        self.members.insert(node, member);
+        partition
+    }
+
+    fn at(&self, node: NodeId) -> &Partition {
+        &self.members[&node].partition
+    }
+
+    fn cut_off(&self, node: NodeId) {
+        self.wires.cut.lock().insert(node);
+    }
+
+    fn heal(&self) {
+        self.wires.cut.lock().clear();
     }
 
     /// The leader among those that are not cut off.
-    async fn leader(&self) -> &Partition {
+    async fn leader(&self) -> (NodeId, &Partition) {
         loop {
-            for (n, partition) in self.partitions.iter().enumerate() {
-                let reachable = !self.wires.cut.lock().contains(&NodeId::new(n as u64 + 1));
+            for (&node, member) in &self.members {
+                let reachable = !self.wires.cut.lock().contains(&node);
                 let soon = Duration::from_millis(20);
-                if reachable && partition.wait_leader(soon).await.is_ok() {
-                    return partition;
+                if reachable && member.partition.wait_leader(soon).await.is_ok() {
+                    return (node, &member.partition);
                 }
             }
         }
     }
 
+    /// Those of nodes 1 to 3 that do not lead.
+    async fn followers(&self) -> [NodeId; 2] {
+        let (leader, _) = self.leader().await;
+        let mut others = [1, 2, 3].map(node).into_iter().filter(|n| *n != leader);
+        [others.next().unwrap(), others.next().unwrap()]
+    }
+
     /// Appends through whoever leads, sending again what was not acknowledged.
     async fn append(&self, sequence: i32) -> Option<Offset> {
         loop {
-            let leader = self.leader().await;
+            let (_, leader) = self.leader().await;
             let batch = numbered(5, 0, sequence, 2);
             let short = Duration::from_secs(5);
             match leader.append(batch, Acks::All, short).await {
@@ -218,22 +262,41 @@ impl Cluster {
         }
     }
 
-    async fn all_reach(&self, end: u64) {
-        for partition in &self.partitions {
+    /// Appends batches of two records from the first sequence up to the last.
+    async fn fill(&self, from: u64, to: u64) {
+        for sequence in (from..to).step_by(2) {
+            assert_eq!(self.append(sequence as i32).await, at(sequence));
+        }
+    }
+
+    /// Waits until these hold all records below `end`, and compares their bytes.
+    async fn hold_the_same(&self, nodes: &[u64], from: u64, end: u64) {
+        let mut first = None;
+        for &id in nodes {
+            let partition = self.at(node(id));
             let mut mark = partition.high_watermark();
             let reached = mark.wait_for(|mark| mark.get() >= end);
             tokio::time::timeout(LONG, reached).await.unwrap().unwrap();
+            let bytes = bytes_from(partition, from).await;
+            assert!(*first.get_or_insert(bytes.clone()) == bytes, "{id} differs");
         }
     }
 
     async fn stop(self) {
-        for partition in &self.partitions {
-            partition.shutdown().await;
+        for member in self.members.values() {
+            member.partition.shutdown().await;
         }
-        for store in &self.stores {
-            store.close().unwrap();
+        for member in self.members.values() {
+            member.store.close().unwrap();
         }
     }
+}
+
+/// Waits until a replica knows of a leadership like this.
+async fn until_led(partition: &Partition, like: impl Fn(&Leadership) -> bool) -> Leadership {
+    let mut leadership = partition.leadership();
+    let led = tokio::time::timeout(LONG, leadership.wait_for(like)).await;
+    *led.unwrap().unwrap()
 }
 
 async fn bytes_from(partition: &Partition, from: u64) -> Vec<u8> {
@@ -247,84 +310,4 @@ async fn bytes_from(partition: &Partition, from: u64) -> Vec<u8> {
         all.extend_from_slice(&read.bytes);
         next = read.next_offset;
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_hold_equal_bytes_and_survive_their_leader() {
-    let cluster = Cluster::start().await;
-    for n in 0..50 {
-        assert_eq!(cluster.append(n * 2).await, at(n as u64 * 2));
-    }
-    cluster.all_reach(100).await;
-    let old = cluster.leader().await.clone();
-    let old_node = old.leader().0.unwrap();
-    cluster.wires.cut.lock().insert(old_node);
-    // What the cut leader takes now may not be acknowledged, and is not in the way later.
-    let short = Duration::from_millis(200);
-    let error = old
-        .append(numbered(6, 0, 0, 9), Acks::All, short)
-        .await
-        .unwrap_err();
-    assert!(matches!(error, AppendError::TimedOut(_)), "{error:?}");
-
-    // The next leader knows what was appended before it led.
-    assert_eq!(cluster.append(98).await, at(98));
-    assert_ne!(cluster.leader().await.leader().0, Some(old_node));
-    for n in 50..60 {
-        assert_eq!(cluster.append(n * 2).await, at(n as u64 * 2));
-    }
-    cluster.wires.cut.lock().clear();
-    cluster.all_reach(120).await;
-    let first = bytes_from(&cluster.partitions[0], 0).await;
-    for partition in &cluster.partitions[1..] {
-        assert!(bytes_from(partition, 0).await == first, "replicas differ");
-    }
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn retention_gives_all_replicas_one_start_and_a_follower_behind_it_goes_on_after_it() {
-    let cluster = Cluster::start().await;
-    cluster.append(0).await;
-    let leader = cluster.leader().await.clone();
-    let leading = leader.leader().0.unwrap();
-    let behind = (1..=3)
-        .map(NodeId::new)
-        .find(|node| *node != leading)
-        .unwrap();
-    cluster.wires.cut.lock().insert(behind);
-    for n in 1..500 {
-        assert_eq!(cluster.append(n * 2).await, at(n as u64 * 2));
-    }
-    let policy = RetentionPolicy {
-        max_records: Some(100),
-        ..RetentionPolicy::default()
-    };
-    let leader = cluster.leader().await;
-    let start = leader.enforce_retention(policy, NOW).await.unwrap();
-    assert!(start > Offset::new(500), "{start}");
-    let leading = leader.leader().0.unwrap().get() as usize - 1;
-    let log = cluster.stores[leading].partition(key()).unwrap();
-    while log.state().last_purged.is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    cluster.wires.cut.lock().clear();
-    cluster.append(1000).await;
-    cluster.all_reach(1002).await;
-    for partition in &cluster.partitions {
-        let mut waited = 0;
-        while partition.start_offset() != start && waited < 1000 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            waited += 1;
-        }
-        assert_eq!(partition.start_offset(), start);
-    }
-    let first = bytes_from(&cluster.partitions[0], start.get()).await;
-    for partition in &cluster.partitions[1..] {
-        assert!(
-            bytes_from(partition, start.get()).await == first,
-            "replicas differ"
-        );
-    }
-    cluster.stop().await;
 }

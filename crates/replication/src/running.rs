@@ -1,0 +1,166 @@
+//! The openraft instance that runs a replica at present, and what it says of itself.
+
+use std::{fmt, time::Duration};
+
+use openraft::{
+    Instant, ServerState, TokioInstant,
+    alias::WatchReceiverOf,
+    async_runtime::watch::WatchReceiver as _,
+    metrics::{RaftDataMetrics, RaftServerMetrics},
+    raft::linearizable_read::LinearizerOption,
+};
+use quipu_model::{NodeId, RaftIndex, Term};
+
+use crate::{
+    config::LEASE,
+    members::{FollowerProgress, Leadership, Members},
+    type_config::{Membership, Raft, Types, is_sole_voter},
+};
+
+/// Past this age of a majority's last answer, leadership is confirmed before anything is proposed. While the clock is on,
+/// answers are never so old where a majority is reached.
+const FRESH: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 2);
+
+/// An openraft instance. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Running {
+    pub(crate) raft: Raft,
+    pub(crate) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
+    pub(crate) data: WatchReceiverOf<Types, RaftDataMetrics<Types>>,
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Running")
+    }
+}
+
+impl Running {
+    pub(crate) fn new(raft: Raft) -> Self {
+        let (server, data) = (raft.server_metrics(), raft.data_metrics());
+        Self { raft, server, data }
+    }
+
+    /// The term that this replica leads, or who does.
+    pub(crate) fn leading(&self) -> Result<Term, Option<NodeId>> {
+        let server = self.server.borrow_watched();
+        if server.state == ServerState::Leader {
+            Ok(Term::new(server.vote.leader_id().term))
+        } else {
+            // A leader that left the group takes itself for its leader ever after.
+            let other = server.current_leader.filter(|leader| *leader != server.id);
+            Err(other.map(NodeId::new))
+        }
+    }
+
+    /// Who leads; `applied` is the term of the last entry applied.
+    pub(crate) fn leadership(&self, applied: Term) -> Leadership {
+        let server = self.server.borrow_watched();
+        let vote = server.vote.leader_id();
+        let leads = server.state == ServerState::Leader;
+        // A leader is heard of before the vote for it is stored: the epoch given with it must be its own. And a leader that
+        // left the group takes itself for its leader ever after.
+        let stored = server.vote.is_committed();
+        let followed = server.current_leader.filter(|leader| {
+            leads || (stored && *leader == vote.voted_for && *leader != server.id)
+        });
+        Leadership {
+            leader: followed.map(NodeId::new),
+            epoch: Term::new(vote.term).leader_epoch(),
+            ready: leads && followed.is_some() && applied.get() == vote.term,
+        }
+    }
+
+    pub(crate) fn members(&self) -> Members {
+        let server = self.server.borrow_watched();
+        Members::of(server.membership_config.membership())
+    }
+
+    /// How far each of the others got, as the leader knows it.
+    pub(crate) fn progress(&self) -> Vec<FollowerProgress> {
+        let own = self.server.borrow_watched().id;
+        let data = self.data.borrow_watched();
+        let last = data.last_log.map(|id| RaftIndex::new(id.index));
+        let Some(replication) = &data.replication else {
+            return Vec::new();
+        };
+        let others = replication.iter().filter(|(node, _)| **node != own);
+        others
+            .map(|(&node, matched)| FollowerProgress {
+                node: NodeId::new(node),
+                matched: matched.map(|id| RaftIndex::new(id.index)),
+                last,
+            })
+            .collect()
+    }
+
+    /// Asks all members for a sign of life; whether a node gives one before the time is up.
+    pub(crate) async fn is_alive(&self, node: NodeId, patience: Duration) -> bool {
+        let asked = TokioInstant::now();
+        let asking = async {
+            let option = LinearizerOption::new(Some(Duration::ZERO), true);
+            // Whether a majority answers does not matter here.
+            drop(self.raft.get_read_linearizer(option).await);
+        };
+        let mut data = self.data.clone();
+        let answering = async {
+            while !answered_since(&data.borrow_watched(), node, asked) {
+                data.changed().await.ok()?;
+            }
+            Some(())
+        };
+        let both = async { tokio::join!(asking, answering).1 };
+        let answered = tokio::time::timeout(patience, both).await;
+        answered.ok().flatten().is_some()
+    }
+
+    /// Makes sure that a majority still follows this leader, where that is not known by answers of late: openraft refuses
+    /// what is proposed to a leader that was not answered for [`LEASE`].
+    ///
+    /// # Errors
+    /// Where no majority answers in time: who leads, as far as that is known.
+    pub(crate) async fn confirm(&self, patience: Duration) -> Result<(), Option<NodeId>> {
+        if self.is_confirmed() {
+            return Ok(());
+        }
+        let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(patience);
+        match self.raft.get_read_linearizer(option).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.leading().err().flatten()),
+        }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        let answered = self.data.borrow_watched().last_quorum_acked;
+        answered.is_some_and(|at| is_fresh(*at)) || {
+            let server = self.server.borrow_watched();
+            is_sole_voter(server.id, server.membership_config.membership())
+        }
+    }
+
+    /// Switches the clock on where the replica needs one: as a leader of others, for heartbeats, and as a voter among
+    /// others, for elections.
+    pub(crate) fn set_clock(&self) {
+        let wanted = {
+            let server = self.server.borrow_watched();
+            let members = server.membership_config.membership();
+            let committed = server.committed_membership_config.membership();
+            let votes = |members: &Membership| members.voter_ids().any(|voter| voter == server.id);
+            if server.state == ServerState::Leader {
+                members.nodes().any(|(node, _)| *node != server.id)
+            } else {
+                votes(members) || votes(committed)
+            }
+        };
+        self.raft.runtime_config().tick(wanted);
+    }
+}
+
+fn answered_since(data: &RaftDataMetrics<Types>, node: NodeId, since: TokioInstant) -> bool {
+    let answered = data.heartbeat.as_ref().and_then(|all| all.get(&node.get()));
+    answered.is_some_and(|at| at.as_ref().is_some_and(|at| **at >= since))
+}
+
+fn is_fresh(answered: impl Instant) -> bool {
+    answered.elapsed() < FRESH
+}
