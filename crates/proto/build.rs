@@ -12,7 +12,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo:rerun-if-changed={}", root.display());
     let files = protox::compile(
-        ["quipu/v1/quipu.proto", "quipu/internal/v1/metadata.proto"],
+        [
+            "quipu/v1/quipu.proto",
+            "quipu/peer/v1/peer.proto",
+            "quipu/internal/v1/metadata.proto",
+        ],
         [&root],
     )?;
     let descriptor = PathBuf::from(env::var("OUT_DIR")?).join("quipu_descriptor.bin");

@@ -14,6 +14,11 @@ mod metadata;
 mod metrics;
 mod node;
 mod partitions;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "the node does not link yet")
+)]
+mod peer;
 mod retention;
 
 pub use config::BrokerConfig;

@@ -11,6 +11,15 @@ pub mod v1 {
     tonic::include_proto!("quipu.v1");
 }
 
+/// What brokers say to each other.
+pub mod peer {
+    /// Version 1.
+    pub mod v1 {
+        #![allow(clippy::all, reason = "generated code")]
+        tonic::include_proto!("quipu.peer.v1");
+    }
+}
+
 /// Records of internal topics.
 pub mod internal {
     /// Version 1, on disk.

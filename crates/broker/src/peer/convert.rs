@@ -1,0 +1,278 @@
+//! What replicas say, as the wire has it.
+
+use bytes::Bytes;
+use quipu_model::{LogId, NodeId, Offset, PartitionId, PartitionKey, RecordBatch, TopicId, Vote};
+use quipu_proto::peer::v1::{
+    self, Accepted, AppendAnswer, EntryKind, Group, LogNotFlushed, Matched, TransferAnswer,
+    VoteAnswer, VoteChanged, append_answer, transfer_answer,
+};
+use quipu_replication::{
+    AppendOutcome, AppendParts, AppendRequest, AppendResponse, SnapshotParts, SnapshotRequest,
+    TransferOutcome, TransferParts, TransferRequest, TransferResponse, VoteOutcome, VoteParts,
+    VoteRequest, VoteResponse,
+};
+use quipu_storage::{Control, ControlKind, LogEntry, Payload};
+
+/// What of a message is missing, or cannot be. One line for a person.
+pub(super) type Bad = String;
+
+fn required<T>(field: Option<T>, what: &str) -> Result<T, Bad> {
+    field.ok_or_else(|| format!("a message without {what}"))
+}
+
+pub(super) fn to_group(key: PartitionKey) -> Group {
+    Group {
+        topic_id: Bytes::copy_from_slice(key.topic.as_bytes()),
+        partition: key.partition.get(),
+    }
+}
+
+pub(super) fn from_group(group: &Group) -> Result<PartitionKey, Bad> {
+    let topic = <[u8; 16]>::try_from(&group.topic_id[..])
+        .map_err(|_| format!("a topic id of {} bytes", group.topic_id.len()))?;
+    Ok(PartitionKey {
+        topic: TopicId::from_bytes(topic),
+        partition: PartitionId::new(group.partition),
+    })
+}
+
+fn to_id(id: LogId) -> v1::LogId {
+    v1::LogId {
+        term: id.term.get(),
+        index: id.index.get(),
+    }
+}
+
+fn from_id(id: v1::LogId) -> LogId {
+    LogId::new(id.term, id.index)
+}
+
+fn to_vote(vote: Vote) -> v1::Vote {
+    v1::Vote {
+        term: vote.term.get(),
+        node_id: vote.node.get(),
+        committed: vote.committed,
+    }
+}
+
+fn from_vote(vote: v1::Vote) -> Vote {
+    Vote {
+        term: quipu_model::Term::new(vote.term),
+        node: NodeId::new(vote.node_id),
+        committed: vote.committed,
+    }
+}
+
+fn the_vote(vote: Option<v1::Vote>) -> Result<Vote, Bad> {
+    required(vote, "a vote").map(from_vote)
+}
+
+pub(super) fn to_append(request: AppendRequest) -> Result<v1::Append, Bad> {
+    let parts = request.into_parts().map_err(|error| error.to_string())?;
+    Ok(v1::Append {
+        leader: Some(to_vote(parts.leader)),
+        previous: parts.previous.map(to_id),
+        committed: parts.committed.map(to_id),
+        entries: parts.entries.into_iter().map(to_entry).collect(),
+    })
+}
+
+fn to_entry(entry: LogEntry) -> v1::Entry {
+    let (kind, data) = match entry.payload {
+        Payload::Batch(batch) | Payload::Stamped(batch) => (EntryKind::Batch, batch.into_bytes()),
+        Payload::Control(control) => {
+            let kind = match control.kind {
+                ControlKind::Blank => EntryKind::Blank,
+                ControlKind::Membership => EntryKind::Membership,
+                ControlKind::Trim => EntryKind::Trim,
+            };
+            (kind, control.bytes)
+        }
+    };
+    v1::Entry {
+        term: entry.id.term.get(),
+        index: entry.id.index.get(),
+        kind: kind.into(),
+        data,
+    }
+}
+
+pub(super) fn from_append(append: v1::Append) -> Result<AppendRequest, Bad> {
+    let entries = append.entries.into_iter().map(from_entry);
+    let parts = AppendParts {
+        leader: the_vote(append.leader)?,
+        previous: append.previous.map(from_id),
+        committed: append.committed.map(from_id),
+        entries: entries.collect::<Result<_, Bad>>()?,
+    };
+    AppendRequest::from_parts(parts).map_err(|error| error.to_string())
+}
+
+fn from_entry(entry: v1::Entry) -> Result<LogEntry, Bad> {
+    let id = LogId::new(entry.term, entry.index);
+    let control = |kind| {
+        let bytes = entry.data.clone();
+        Payload::Control(Control { kind, bytes })
+    };
+    let payload = match entry.kind() {
+        EntryKind::Batch => {
+            let batch = RecordBatch::from_bytes(entry.data)
+                .map_err(|error| format!("the batch of entry {id}: {error}"))?;
+            Payload::Stamped(batch)
+        }
+        EntryKind::Blank => control(ControlKind::Blank),
+        EntryKind::Membership => control(ControlKind::Membership),
+        EntryKind::Trim => control(ControlKind::Trim),
+        EntryKind::Unspecified => {
+            let kind = entry.kind;
+            return Err(format!(
+                "entry {id} is of kind {kind}, which this version does not know: upgrade this node"
+            ));
+        }
+    };
+    Ok(LogEntry { id, payload })
+}
+
+pub(super) fn to_append_answer(answer: AppendResponse) -> AppendAnswer {
+    let outcome = match answer.into() {
+        AppendOutcome::Matched(id) => append_answer::Outcome::Matched(Matched {
+            log_id: id.map(to_id),
+        }),
+        AppendOutcome::Conflict(id) => append_answer::Outcome::Conflict(to_id(id)),
+        AppendOutcome::HigherVote(vote) => append_answer::Outcome::HigherVote(to_vote(vote)),
+    };
+    AppendAnswer {
+        outcome: Some(outcome),
+    }
+}
+
+pub(super) fn from_append_answer(answer: AppendAnswer) -> Result<AppendResponse, Bad> {
+    let outcome = match required(answer.outcome, "an outcome")? {
+        append_answer::Outcome::Matched(matched) => {
+            AppendOutcome::Matched(matched.log_id.map(from_id))
+        }
+        append_answer::Outcome::Conflict(id) => AppendOutcome::Conflict(from_id(id)),
+        append_answer::Outcome::HigherVote(vote) => AppendOutcome::HigherVote(from_vote(vote)),
+    };
+    Ok(outcome.into())
+}
+
+pub(super) fn to_vote_request(request: VoteRequest) -> v1::VoteRequest {
+    let parts = VoteParts::from(request);
+    v1::VoteRequest {
+        candidate: Some(to_vote(parts.candidate)),
+        last: parts.last.map(to_id),
+        transfer: parts.transfer,
+    }
+}
+
+pub(super) fn from_vote_request(request: v1::VoteRequest) -> Result<VoteRequest, Bad> {
+    let parts = VoteParts {
+        candidate: the_vote(request.candidate)?,
+        last: request.last.map(from_id),
+        transfer: request.transfer,
+    };
+    Ok(parts.into())
+}
+
+pub(super) fn to_vote_answer(answer: VoteResponse) -> VoteAnswer {
+    let outcome = VoteOutcome::from(answer);
+    VoteAnswer {
+        vote: Some(to_vote(outcome.vote)),
+        granted: outcome.granted,
+        last: outcome.last.map(to_id),
+    }
+}
+
+pub(super) fn from_vote_answer(answer: VoteAnswer) -> Result<VoteResponse, Bad> {
+    let outcome = VoteOutcome {
+        vote: the_vote(answer.vote)?,
+        granted: answer.granted,
+        last: answer.last.map(from_id),
+    };
+    Ok(outcome.into())
+}
+
+pub(super) fn to_snapshot(request: SnapshotRequest) -> v1::Snapshot {
+    let parts = SnapshotParts::from(request);
+    v1::Snapshot {
+        leader: Some(to_vote(parts.leader)),
+        last: parts.last.map(to_id),
+        members_at: parts.members_at.map(to_id),
+        members: parts.members,
+        next_offset: parts.next_offset.get(),
+    }
+}
+
+pub(super) fn from_snapshot(snapshot: v1::Snapshot) -> Result<SnapshotRequest, Bad> {
+    let parts = SnapshotParts {
+        leader: the_vote(snapshot.leader)?,
+        last: snapshot.last.map(from_id),
+        members_at: snapshot.members_at.map(from_id),
+        members: snapshot.members,
+        next_offset: Offset::new(snapshot.next_offset),
+    };
+    SnapshotRequest::from_parts(&parts).map_err(|error| error.to_string())
+}
+
+pub(super) fn to_snapshot_answer(answer: quipu_replication::SnapshotResponse) -> v1::Vote {
+    to_vote(answer.into())
+}
+
+pub(super) fn from_snapshot_answer(vote: v1::Vote) -> quipu_replication::SnapshotResponse {
+    from_vote(vote).into()
+}
+
+pub(super) fn to_transfer(request: TransferRequest) -> v1::Transfer {
+    let parts = TransferParts::from(request);
+    v1::Transfer {
+        leader: Some(to_vote(parts.leader)),
+        to_node_id: parts.to.get(),
+        last: parts.last.map(to_id),
+    }
+}
+
+pub(super) fn from_transfer(transfer: v1::Transfer) -> Result<TransferRequest, Bad> {
+    let parts = TransferParts {
+        leader: the_vote(transfer.leader)?,
+        to: NodeId::new(transfer.to_node_id),
+        last: transfer.last.map(from_id),
+    };
+    Ok(parts.into())
+}
+
+pub(super) fn to_transfer_answer(answer: TransferResponse) -> TransferAnswer {
+    let outcome = match answer.into() {
+        TransferOutcome::Accepted => transfer_answer::Outcome::Accepted(Accepted {}),
+        TransferOutcome::VoteChanged { expected, actual } => {
+            transfer_answer::Outcome::VoteChanged(VoteChanged {
+                expected: Some(to_vote(expected)),
+                actual: Some(to_vote(actual)),
+            })
+        }
+        TransferOutcome::LogNotFlushed { expected, actual } => {
+            transfer_answer::Outcome::LogNotFlushed(LogNotFlushed {
+                expected: expected.map(to_id),
+                actual: actual.map(to_id),
+            })
+        }
+    };
+    TransferAnswer {
+        outcome: Some(outcome),
+    }
+}
+
+pub(super) fn from_transfer_answer(answer: TransferAnswer) -> Result<TransferResponse, Bad> {
+    let outcome = match required(answer.outcome, "an outcome")? {
+        transfer_answer::Outcome::Accepted(Accepted {}) => TransferOutcome::Accepted,
+        transfer_answer::Outcome::VoteChanged(changed) => TransferOutcome::VoteChanged {
+            expected: the_vote(changed.expected)?,
+            actual: the_vote(changed.actual)?,
+        },
+        transfer_answer::Outcome::LogNotFlushed(missing) => TransferOutcome::LogNotFlushed {
+            expected: missing.expected.map(from_id),
+            actual: missing.actual.map(from_id),
+        },
+    };
+    Ok(outcome.into())
+}
