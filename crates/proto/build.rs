@@ -14,8 +14,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = protox::compile(
         [
             "quipu/v1/quipu.proto",
-            "quipu/peer/v1/peer.proto",
             "quipu/internal/v1/metadata.proto",
+            "quipu/peer/v1/controller.proto",
+            "quipu/peer/v1/peer.proto",
         ],
         [&root],
     )?;

@@ -5,11 +5,29 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use quipu_model::NodeId;
 use quipu_storage::StoreConfig;
 
+use crate::error::NodeAddress;
+
+/// Which cluster a node belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Membership {
+    /// A cluster of its own.
+    #[default]
+    Alone,
+    /// It is one of a cluster's first nodes, which hold the cluster's metadata: these, itself among them.
+    Voters(Vec<NodeAddress>),
+    /// It joins a cluster of which these nodes, `host:port` each, are members.
+    Join(Vec<String>),
+}
+
 /// How a node is set up. [`BrokerConfig::new`] gives every setting that is not named a default.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
     /// This node's number in the cluster.
     pub node_id: NodeId,
+    /// The cluster it belongs to. Once it is a member, only what its data directory says of that counts.
+    pub membership: Membership,
+    /// Where the node stands: replicas of a partition are spread over as many racks as there are. Empty: not said.
+    pub rack: String,
     /// Where everything is kept; created where it is absent.
     pub data_dir: PathBuf,
     /// The gRPC listener. Port 0 takes any free port: [`Broker::addresses`](crate::Broker::addresses) tells which.
@@ -41,6 +59,8 @@ impl BrokerConfig {
     ) -> Self {
         Self {
             node_id,
+            membership: Membership::Alone,
+            rack: String::new(),
             data_dir,
             grpc_listen,
             http_listen,

@@ -202,6 +202,9 @@ pub enum NodeFailure {
     /// The first failed write or sync.
     #[error(transparent)]
     Storage(#[from] StorageFailure),
+    /// It did not find its place in its cluster.
+    #[error("{0}")]
+    Start(String),
     /// The cluster's metadata cannot be followed any further.
     #[error("the cluster metadata in {key} cannot be followed: {detail}")]
     Metadata { key: PartitionKey, detail: String },

@@ -92,6 +92,8 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> TextReply {
         Some(failure.to_string())
     } else if core.metadata_leader().is_none() {
         Some("the metadata partition has no known leader".to_owned())
+    } else if !*core.ready.borrow() {
+        Some("the node is not registered with its cluster yet".to_owned())
     } else if starting > 0 {
         Some(format!("{starting} partitions are starting"))
     } else {

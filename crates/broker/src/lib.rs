@@ -4,6 +4,7 @@
 //! [`Broker::failed`] says that the process must end.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod config;
 mod core;
 mod error;
@@ -14,13 +15,11 @@ mod metadata;
 mod metrics;
 mod node;
 mod partitions;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "the node does not link yet")
-)]
 mod peer;
 mod retention;
+mod startup;
 
-pub use config::BrokerConfig;
+pub use config::{BrokerConfig, Membership};
 pub use error::{BrokerError, NodeAddress, NodeFailure, Outcome, Reason};
-pub use node::{Addresses, Broker, StartError};
+pub use node::{Addresses, Broker};
+pub use startup::StartError;

@@ -1,53 +1,34 @@
 //! A node's life: start, serve, stop.
 
-use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use prometheus_client::registry::Registry;
-use quipu_model::{NodeId, TopicConfig};
-use quipu_replication::{NoPeers, Partition, Replicator};
+use quipu_replication::{Replicator, Transport};
 use quipu_storage::{
-    OpenError, PartitionDamage, RecoveryReport, StorageFailure, Store, UnrecoveredStore,
+    RecoveryReport, StorageFailure, Store, UnrecoveredStore,
     io::{Clock, RealDisk, SystemClock},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    cluster::{AddressBook, NodeHost},
     config::BrokerConfig,
     core::Core,
-    error::{BrokerError, NodeFailure},
+    error::NodeFailure,
     grpc, http,
     memory::MemoryBudget,
-    metadata::{
-        Controller, METADATA_KEY, Metadata, MetadataImage, Reconciler, ReplayError, Replayer,
-    },
+    metadata::{METADATA_KEY, Metadata},
     metrics::Metrics,
     partitions::PartitionTable,
-    retention,
+    peer::PeerLinks,
+    startup::{Place, StartError, Startup},
 };
-
-/// Why a node did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("listening for {what} on {address}: {error}; give another address")]
-    Listen {
-        what: &'static str,
-        address: SocketAddr,
-        error: io::Error,
-    },
-    #[error("data directory {path}: {error}")]
-    DataDirectory { path: PathBuf, error: io::Error },
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error("the cluster metadata is damaged: {0}")]
-    MetadataDamaged(Arc<PartitionDamage>),
-    #[error("the cluster metadata cannot be read: {0}")]
-    MetadataUnreadable(String),
-    #[error("the cluster metadata: {0}")]
-    Metadata(#[from] BrokerError),
-    #[error("a task of the start was cut short: {0}")]
-    Interrupted(#[from] tokio::task::JoinError),
-}
 
 /// Where a node listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +41,7 @@ pub struct Addresses {
 #[derive(Debug)]
 pub struct Broker {
     core: Arc<Core>,
+    links: Arc<PeerLinks>,
     addresses: Addresses,
     recovery: RecoveryReport,
     failure: watch::Receiver<Option<NodeFailure>>,
@@ -67,14 +49,16 @@ pub struct Broker {
     /// Cancelled after `core.stop`, so that health is told to the last.
     http_stop: CancellationToken,
     servers: Vec<JoinHandle<()>>,
-    background: Vec<JoinHandle<()>>,
+    background: TaskTracker,
 }
 
 impl Broker {
-    /// Opens and recovers the data directory, starts every partition, and listens.
+    /// Opens and recovers the data directory and listens. A node alone has then started every partition; one of several goes on
+    /// to find its cluster in the background, since that may take until others are started: `/readyz` says when it has.
     ///
     /// # Errors
-    /// Where an address is taken, the data directory cannot be opened, or the cluster's metadata cannot be read.
+    /// Where an address is taken, the settings contradict each other, the data directory cannot be opened, or the cluster's
+    /// metadata cannot be read.
     pub async fn start(config: BrokerConfig) -> Result<Self, StartError> {
         let grpc_listener = listen("gRPC", config.grpc_listen).await?;
         let http_listener = listen("HTTP", config.http_listen).await?;
@@ -82,6 +66,8 @@ impl Broker {
             grpc: local_address(&grpc_listener, config.grpc_listen)?,
             http: local_address(&http_listener, config.http_listen)?,
         };
+        let advertised = advertised(&config, addresses.grpc);
+        let place = Place::new(&config, advertised)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let (store, recovery) = open_store(&config, Arc::clone(&clock)).await?;
         let (failure_sender, failure) = watch::channel(None);
@@ -94,62 +80,111 @@ impl Broker {
         let mut registry = Registry::with_prefix("quipu");
         store.register_metrics(&mut registry);
         let metrics = Metrics::new(&mut registry);
-        let stop = CancellationToken::new();
-        let replicator = Replicator::new(config.node_id, Arc::clone(&store), Arc::new(NoPeers));
+        let links = PeerLinks::new(config.node_id);
+        let transport: Arc<dyn Transport> = Arc::clone(&links) as _;
+        let replicator = Replicator::new(config.node_id, Arc::clone(&store), transport);
         replicator.register_metrics(&mut registry);
-        let parts = Parts::start(
-            config.node_id,
-            &store,
-            replicator,
-            &clock,
-            &stop,
-            failure_sender,
-        )
-        .await?;
-        let address = advertised(&config, addresses.grpc);
-        parts
-            .controller
-            .register(&address, store.directory_id())
-            .await?;
-
+        let metadata = Arc::new(Metadata::new(&place.founders()));
+        let book = AddressBook::new(config.node_id, &place.voters, Arc::clone(&metadata));
+        let book = Arc::new(book);
+        let linked = watch::Sender::default();
         let core = Arc::new(Core {
             node: config.node_id,
             store,
             clock,
-            table: parts.table,
-            metadata: parts.metadata,
-            controller: parts.controller,
+            table: Arc::new(PartitionTable::new(config.node_id)),
+            metadata,
+            leaders: Arc::default(),
+            book,
+            linked: linked.subscribe(),
+            controller: OnceLock::new(),
+            ready: watch::Sender::new(false),
             metrics,
             produce_memory: MemoryBudget::new(config.memory_bytes / 2),
             fetch_memory: MemoryBudget::new(config.memory_bytes / 2),
-            stop,
+            stop: CancellationToken::new(),
         });
-        let mut background = parts.background;
-        let retention = retention::run(Arc::clone(&core), config.retention_interval);
-        background.push(tokio::spawn(retention));
+        let host = Arc::new(NodeHost {
+            node: config.node_id,
+            founders: place.founders(),
+            store: Arc::clone(&core.store),
+            table: Arc::clone(&core.table),
+            metadata: Arc::clone(&core.metadata),
+            leaders: Arc::clone(&core.leaders),
+            linked,
+            refusal: watch::Sender::new(None),
+        });
+        links.start(Arc::clone(&host) as _);
+        links.set_peers(core.book.others());
         let http_stop = CancellationToken::new();
-        let servers = vec![
-            spawn_grpc(&core, grpc_listener, config.max_connections),
-            spawn_http(&core, http_listener, registry, http_stop.clone()),
-        ];
-        tracing::info!(
-            node = %core.node,
-            grpc = %addresses.grpc,
-            http = %addresses.http,
-            partitions = recovery.partitions,
-            recovery_ms = recovery.took_ms,
-            "the broker is up"
-        );
-        Ok(Self {
-            core,
+        let broker = Self {
+            servers: vec![
+                spawn_grpc(&core, &host, grpc_listener, config.max_connections),
+                spawn_http(&core, http_listener, registry, http_stop.clone()),
+            ],
+            core: Arc::clone(&core),
+            links: Arc::clone(&links),
             addresses,
             recovery,
             failure,
             shutdown_grace: config.shutdown_grace,
             http_stop,
-            servers,
-            background,
-        })
+            background: TaskTracker::new(),
+        };
+        let startup = Startup {
+            core,
+            host,
+            links,
+            replicator,
+            place,
+            retention_interval: config.retention_interval,
+            failure: failure_sender,
+            background: broker.background.clone(),
+        };
+        broker.begin(startup).await
+    }
+
+    /// Alone, the node waits until it serves; with others, they may have to be started first.
+    async fn begin(self, startup: Startup) -> Result<Self, StartError> {
+        if startup.place.is_alone() {
+            if let Err(error) = startup.run().await {
+                self.abandon().await;
+                return Err(error);
+            }
+        } else {
+            let (failure, stop) = (startup.failure.clone(), self.core.stop.clone());
+            self.background.spawn(async move {
+                let started = tokio::select! {
+                    () = stop.cancelled() => return,
+                    started = startup.run() => started,
+                };
+                if let Err(error) = started {
+                    tracing::error!(%error, "the node did not start");
+                    failure.send_replace(Some(NodeFailure::Start(error.to_string())));
+                }
+            });
+        }
+        tracing::info!(
+            node = %self.core.node,
+            grpc = %self.addresses.grpc,
+            http = %self.addresses.http,
+            partitions = self.recovery.partitions,
+            recovery_ms = self.recovery.took_ms,
+            "the broker is up"
+        );
+        Ok(self)
+    }
+
+    /// Ends what runs of a node that did not start.
+    async fn abandon(self) {
+        self.core.stop.cancel();
+        self.http_stop.cancel();
+        for server in self.servers {
+            server.abort();
+            let _ = server.await;
+        }
+        self.links.shutdown().await;
+        stop_partitions(&self.core.table).await;
     }
 
     /// Where the node listens.
@@ -176,13 +211,14 @@ impl Broker {
         }
     }
 
-    /// Stops accepting, lets requests in flight finish (for at most the configured grace), stops the partitions, and
-    /// checkpoints.
+    /// Hands its partitions over to other nodes, stops accepting, lets requests in flight finish (for at most the configured
+    /// grace), stops the partitions, and checkpoints.
     ///
     /// # Errors
     /// Where the disk fails on the way. Whatever was acknowledged is safe all the same.
     pub async fn shutdown(self) -> Result<(), StorageFailure> {
         tracing::info!("shutting down");
+        hand_over(&self.core.table, self.shutdown_grace).await;
         self.core.stop.cancel();
         let mut servers = self.servers.into_iter();
         if let Some(mut grpc) = servers.next()
@@ -196,12 +232,10 @@ impl Broker {
             );
             grpc.abort();
         }
-        for task in self.background {
-            task.abort();
-            // Aborted or ended: either way it no longer touches the partitions.
-            let _ = task.await;
-        }
+        self.background.close();
+        self.background.wait().await;
         stop_partitions(&self.core.table).await;
+        self.links.shutdown().await;
         let store = Arc::clone(&self.core.store);
         let closed = tokio::task::spawn_blocking(move || store.close()).await;
         self.http_stop.cancel();
@@ -262,102 +296,15 @@ async fn open_store(
     .await?
 }
 
-/// What a node is made of below its servers.
-struct Parts {
-    table: Arc<PartitionTable>,
-    metadata: Arc<Metadata>,
-    controller: Controller,
-    background: Vec<JoinHandle<()>>,
-}
-
-impl Parts {
-    const LEADER_WAIT: Duration = Duration::from_secs(30);
-
-    /// Starts the metadata partition, replays it, then starts all partitions that it assigns here.
-    async fn start(
-        node: NodeId,
-        store: &Arc<Store>,
-        replicator: Replicator,
-        clock: &Arc<dyn Clock>,
-        stop: &CancellationToken,
-        failure: watch::Sender<Option<NodeFailure>>,
-    ) -> Result<Self, StartError> {
-        let metadata = Arc::new(Metadata::new(&[node]));
-        let partition = start_metadata(&replicator, &metadata).await?;
-        let mut replayer = Replayer::new(partition.clone(), Arc::clone(&metadata));
-        let unreadable = |error: ReplayError| StartError::MetadataUnreadable(error.to_string());
-        replayer.catch_up().await.map_err(unreadable)?;
-
-        let table = Arc::new(PartitionTable::default());
-        let reconciler = Arc::new(Reconciler {
-            node,
-            store: Arc::clone(store),
-            replicator,
-            table: Arc::clone(&table),
-            metadata: Arc::clone(&metadata),
-            stop: stop.clone(),
-            reconciled: watch::Sender::default(),
-        });
-        reconciler.remove_leftovers(&replayer.take_deleted()).await;
-        reconciler.adopt_metadata(partition.clone());
-        reconciler.reconcile().await;
-        let controller = Controller::new(
-            node,
-            partition,
-            Arc::clone(&metadata),
-            reconciler.reconciled.subscribe(),
-            Arc::clone(clock),
-        );
-        let background = vec![
-            tokio::spawn(reconciler.follow()),
-            tokio::spawn(follow_metadata(replayer, failure)),
-        ];
-        Ok(Self {
-            table,
-            metadata,
-            controller,
-            background,
-        })
-    }
-}
-
-async fn start_metadata(
-    replicator: &Replicator,
-    metadata: &Metadata,
-) -> Result<Partition, StartError> {
-    let image = metadata.image();
-    let topic = image
-        .topics()
-        .find(|topic| topic.id == MetadataImage::TOPIC_ID);
-    let (voters, config) = topic.map_or((Box::default(), TopicConfig::default()), |topic| {
-        let voters = topic.assignments.first().cloned().unwrap_or_default();
-        (voters, topic.config.clone())
-    });
-    let partition = replicator
-        .start(METADATA_KEY, &voters, config)
-        .await
-        .map_err(BrokerError::from)?;
-    if let Some(damage) = partition.damage() {
-        return Err(StartError::MetadataDamaged(damage));
-    }
-    let led = partition.wait_leader(Parts::LEADER_WAIT).await;
-    led.map_err(BrokerError::from)?;
-    Ok(partition)
-}
-
-async fn follow_metadata(replayer: Replayer, failure: watch::Sender<Option<NodeFailure>>) {
-    if let Err(error) = replayer.follow().await {
-        tracing::error!(%error, "the metadata cannot be followed");
-        failure.send_replace(Some(NodeFailure::Metadata {
-            key: METADATA_KEY,
-            detail: error.to_string(),
-        }));
-    }
-}
-
-fn spawn_grpc(core: &Arc<Core>, listener: TcpListener, max_connections: usize) -> JoinHandle<()> {
+fn spawn_grpc(
+    core: &Arc<Core>,
+    host: &Arc<NodeHost>,
+    listener: TcpListener,
+    max_connections: usize,
+) -> JoinHandle<()> {
     let server = grpc::Server {
         core: Arc::clone(core),
+        host: Arc::clone(host),
         listener,
         max_connections,
     };
@@ -380,6 +327,20 @@ fn spawn_http(
             tracing::error!(%error, "the HTTP server ended");
         }
     })
+}
+
+/// Lets other nodes lead what this one leads.
+async fn hand_over(table: &PartitionTable, patience: Duration) {
+    let topics = table.snapshot();
+    let led = topics.values().flat_map(|topic| topic.running());
+    let led = led.filter(|running| running.partition.is_leader());
+    let handing = led.map(|running| async {
+        let partition = &running.partition;
+        if let Err(error) = partition.hand_over(patience).await {
+            tracing::info!(key = %partition.key(), %error, "no other node leads yet");
+        }
+    });
+    futures::future::join_all(handing).await;
 }
 
 /// Stops all partitions, the metadata's last.

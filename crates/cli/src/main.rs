@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cluster;
 mod connect;
 mod consume;
 mod format;
@@ -45,6 +46,8 @@ enum Command {
     Server(node::ServerArgs),
     /// Create, look at, change and delete topics
     Topic(topic::TopicArgs),
+    /// Look at the cluster, move partitions between nodes, take nodes out
+    Cluster(cluster::ClusterArgs),
     /// Write lines from standard input to a topic, one record a line
     Produce(produce::ProduceArgs),
     /// Read records and print them
@@ -71,6 +74,7 @@ impl Command {
             Self::Dev(args) => node::dev(args).await,
             Self::Server(args) => node::server(args).await,
             Self::Topic(args) => topic::run(args).await,
+            Self::Cluster(args) => cluster::run(args).await,
             Self::Produce(args) => produce::run(args).await,
             Self::Consume(args) => consume::run(args).await,
             Self::Bench(args) => bench::run(args).await,

@@ -28,7 +28,7 @@ pub(crate) struct ServerArgs {
     /// This node's number: from 1, and never that of another node
     #[arg(long, env = "QUIPU_NODE_ID", value_name = "N")]
     node_id: Option<u64>,
-    /// A TOML file with these settings: node_id, data_dir, grpc_listen, http_listen, advertised_grpc, memory. Variables and flags win over it
+    /// A TOML file with these settings: node_id, data_dir, grpc_listen, http_listen, advertised_grpc, voters, join, rack, max_connections, memory. Variables and flags win over it
     #[arg(long, env = "QUIPU_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -79,6 +79,7 @@ fn read_file(path: &Path) -> Result<FileSettings> {
 
 fn broker_config(node_id: NodeId, settings: NodeSettings) -> Result<BrokerConfig> {
     let memory = settings.memory_bytes()?;
+    let membership = settings.membership()?;
     let missing = |flag: &str| format!("give {flag}");
     let mut config = BrokerConfig::new(
         node_id,
@@ -90,7 +91,12 @@ fn broker_config(node_id: NodeId, settings: NodeSettings) -> Result<BrokerConfig
             .http_listen
             .with_context(|| missing("--http-listen"))?,
     );
+    config.membership = membership;
+    config.rack = settings.rack.unwrap_or_default();
     config.advertised_grpc = settings.advertised_grpc;
+    if let Some(most) = settings.max_connections {
+        config.max_connections = most;
+    }
     if let Some(memory) = memory {
         config.memory_bytes = memory;
     }

@@ -2,8 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
+use quipu_broker::{Membership, NodeAddress};
+use quipu_model::NodeId;
 use serde::Deserialize;
 
 use crate::values::parse_bytes;
@@ -24,6 +26,23 @@ pub(crate) struct NodeSettings {
     /// The address that clients are told to reach this node at; the listener's own if not given
     #[arg(long, env = "QUIPU_ADVERTISED_GRPC", value_name = "HOST:PORT")]
     pub(crate) advertised_grpc: Option<String>,
+    /// The first nodes of a cluster, this one among them; the same on each: 1@host1:9093,2@host2:9093,3@host3:9093
+    #[arg(
+        long,
+        env = "QUIPU_VOTERS",
+        value_name = "ID@HOST:PORT,…",
+        conflicts_with = "join"
+    )]
+    pub(crate) voters: Option<String>,
+    /// The addresses of members of a cluster that this node is to join: host1:9093,host2:9093
+    #[arg(long, env = "QUIPU_JOIN", value_name = "HOST:PORT,…")]
+    pub(crate) join: Option<String>,
+    /// Where the node stands: replicas are spread over as many racks as there are
+    #[arg(long, env = "QUIPU_RACK", value_name = "NAME")]
+    pub(crate) rack: Option<String>,
+    /// The most gRPC connections served at a time
+    #[arg(long, env = "QUIPU_MAX_CONNECTIONS", value_name = "N")]
+    pub(crate) max_connections: Option<usize>,
     /// The memory that requests in flight may hold, such as 512MiB
     #[arg(long, env = "QUIPU_MEMORY", value_name = "BYTES")]
     pub(crate) memory: Option<String>,
@@ -38,6 +57,25 @@ impl NodeSettings {
             http_listen: self.http_listen.or(other.http_listen),
             advertised_grpc: self.advertised_grpc.or(other.advertised_grpc),
             memory: self.memory.or(other.memory),
+            rack: self.rack.or(other.rack),
+            max_connections: self.max_connections.or(other.max_connections),
+            // Either of them says it all.
+            join: self.join.or(other.join.filter(|_| self.voters.is_none())),
+            voters: self.voters.or(other.voters),
+        }
+    }
+
+    /// The cluster that the node belongs to.
+    pub(crate) fn membership(&self) -> Result<Membership> {
+        match (&self.voters, &self.join) {
+            (None, None) => Ok(Membership::Alone),
+            (_, Some(seeds)) => Ok(Membership::Join(
+                seeds.split(',').map(address).collect::<Result<_>>()?,
+            )),
+            (Some(voters), None) => {
+                let voters = voters.split(',').map(voter).collect::<Result<_>>();
+                Ok(Membership::Voters(voters.context("--voters")?))
+            }
         }
     }
 
@@ -45,6 +83,33 @@ impl NodeSettings {
         let parsed = self.memory.as_deref().map(parse_bytes).transpose();
         parsed.map_err(anyhow::Error::msg).context("memory")
     }
+}
+
+fn voter(text: &str) -> Result<NodeAddress> {
+    let (id, at) = text
+        .trim()
+        .split_once('@')
+        .with_context(|| format!("{text:?} is not id@host:port"))?;
+    let id: u64 = id
+        .parse()
+        .with_context(|| format!("{id:?} is not a node's number"))?;
+    ensure!(id > 0, "number nodes from 1");
+    Ok(NodeAddress {
+        id: NodeId::new(id),
+        address: address(at)?,
+    })
+}
+
+fn address(text: &str) -> Result<String> {
+    let text = text.trim();
+    let (host, port) = text
+        .rsplit_once(':')
+        .with_context(|| format!("{text:?} is not host:port"))?;
+    ensure!(
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0),
+        "{text:?} is not host:port"
+    );
+    Ok(text.to_owned())
 }
 
 /// A configuration file: the node's settings and its number.
@@ -70,6 +135,8 @@ impl FileSettings {
 
 #[cfg(test)]
 mod tests {
+    use quipu_broker::Membership;
+
     use super::{FileSettings, NodeSettings};
 
     #[test]
@@ -85,6 +152,32 @@ mod tests {
         assert_eq!(settings.grpc_listen.map(|a| a.port()), Some(1));
         assert_eq!(settings.data_dir, Some("/data".into()));
         assert_eq!(settings.memory_bytes().unwrap(), Some(1 << 30));
+    }
+
+    #[test]
+    fn voters_and_seeds_are_read_and_flags_win_as_a_whole() {
+        let voters = |text: &str| NodeSettings {
+            voters: Some(text.to_owned()),
+            ..NodeSettings::default()
+        };
+        let read = voters("1@a:9093, 2@[::1]:9093").membership().unwrap();
+        let Membership::Voters(read) = read else {
+            panic!("{read:?}")
+        };
+        let numbers: Vec<_> = read.iter().map(|node| node.id.get()).collect();
+        assert_eq!(numbers, [1, 2]);
+        assert_eq!(read[1].address, "[::1]:9093");
+        for wrong in ["", "a:9093", "0@a:9093", "1@a", "1@a:0", "1@:9093", "x@a:1"] {
+            assert!(voters(wrong).membership().is_err(), "{wrong}");
+        }
+        let join = NodeSettings {
+            join: Some("a:9093,b:9093".to_owned()),
+            ..NodeSettings::default()
+        };
+        let seeds = vec!["a:9093".to_owned(), "b:9093".to_owned()];
+        assert_eq!(join.membership().unwrap(), Membership::Join(seeds));
+        let flags = voters("1@a:9093").or(join);
+        assert!(matches!(flags.membership().unwrap(), Membership::Voters(_)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     io::{Write, stdout},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use quipu_client::{Admin, NewTopic, PartitionDescription, Topic, TopicDescription};
 use serde_json::{Value, json};
@@ -54,9 +54,12 @@ enum TopicCommand {
         #[command(flatten)]
         shared: Shared,
     },
-    /// Change a topic's settings
+    /// Change a topic's settings, or give it more partitions
     Alter {
         name: String,
+        /// How many partitions there are to be: more than now. Keys may go to other partitions then
+        #[arg(long, value_name = "N")]
+        partitions: Option<u32>,
         /// A setting to change; may be given several times
         #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
         config: Vec<(String, String)>,
@@ -131,19 +134,25 @@ pub(crate) async fn run(args: TopicArgs) -> Result<()> {
         }
         TopicCommand::Alter {
             name,
+            partitions,
             config,
             reset,
             shared,
         } => {
-            ensure!(
-                !config.is_empty() || !reset.is_empty(),
-                "nothing to change: give --config NAME=VALUE or --reset NAME"
-            );
+            let settings = !config.is_empty() || !reset.is_empty();
             let admin = shared.admin().await?;
-            let topic = admin
-                .alter_topic_config(&name, to_map(config), reset)
-                .await?;
-            shared.print(&topic, "altered")
+            let mut altered = None;
+            if settings {
+                let altering = admin.alter_topic_config(&name, to_map(config), reset);
+                altered = Some(altering.await?);
+            }
+            if let Some(partitions) = partitions {
+                altered = Some(admin.add_partitions(&name, partitions).await?);
+            }
+            let altered = altered.context(
+                "nothing to change: give --config NAME=VALUE, --reset NAME or --partitions N",
+            )?;
+            shared.print(&altered, "altered")
         }
         TopicCommand::Delete { name, connect } => {
             connect.connect().await?.admin().delete_topic(&name).await?;
@@ -208,20 +217,29 @@ fn describe(description: &TopicDescription, json: bool) -> Result<()> {
 
 fn partition_row(partition: &PartitionDescription) -> [String; 8] {
     let leader = partition.leader.as_ref();
-    let replicas: Vec<String> = partition.replicas.iter().map(u64::to_string).collect();
+    let numbers = |nodes: &[u64]| -> String {
+        let nodes: Vec<_> = nodes.iter().map(u64::to_string).collect();
+        nodes.join(",")
+    };
+    let moving = !partition.leaving.is_empty() || !partition.joining.is_empty();
     let state = match partition.damage.as_str() {
-        "" => "served",
-        damage => damage,
+        "" if moving => format!(
+            "moves: {} join, {} leave",
+            numbers(&partition.joining),
+            numbers(&partition.leaving)
+        ),
+        "" => "served".to_owned(),
+        damage => damage.to_owned(),
     };
     [
         partition.partition.to_string(),
         leader.map_or_else(|| "-".to_owned(), |node| node.id.to_string()),
         partition.leader_epoch.to_string(),
-        replicas.join(","),
+        numbers(&partition.replicas),
         partition.log_start_offset.to_string(),
         partition.high_watermark.to_string(),
         partition.size_bytes.to_string(),
-        state.to_owned(),
+        state,
     ]
 }
 
@@ -244,6 +262,8 @@ fn partition_json(partition: &PartitionDescription) -> Value {
         "leader": leader.map(|node| json!({"id": node.id, "address": node.address})),
         "leader_epoch": partition.leader_epoch,
         "replicas": partition.replicas,
+        "leaving": partition.leaving,
+        "joining": partition.joining,
         "log_start_offset": partition.log_start_offset,
         "high_watermark": partition.high_watermark,
         "size_bytes": partition.size_bytes,

@@ -4,14 +4,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use quipu_model::{Offset, TimestampMs};
 use quipu_proto::v1::{
-    self, AlterTopicConfigRequest, CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest,
-    ListOffsetsRequest, ListTopicsRequest,
+    self, AddPartitionsRequest, AlterTopicConfigRequest, CreateTopicRequest, DeleteTopicRequest,
+    DescribeClusterRequest, DrainNodeRequest, ListOffsetsRequest, ListTopicsRequest,
+    ReassignPartitionRequest, RemoveNodeRequest, TransferLeaderRequest,
     admin_client::AdminClient,
     list_offsets_request::{At, Earliest, Latest},
 };
 pub use quipu_proto::v1::{
     DescribeClusterResponse as ClusterDescription, DescribeTopicResponse as TopicDescription, Node,
-    PartitionDescription, Topic,
+    NodeState, PartitionDescription, Topic,
 };
 
 use tokio::time::{Instant, sleep};
@@ -159,6 +160,71 @@ impl Admin {
         call!(self, delete_topic, request)?;
         self.cluster.forget(name).await;
         Ok(())
+    }
+
+    /// Gives a topic more partitions: `partitions` in all. Keys may go to other partitions then than before.
+    ///
+    /// # Errors
+    /// Where there is no such topic, or it has as many already.
+    pub async fn add_partitions(&self, name: &str, partitions: u32) -> Result<Topic> {
+        let request = AddPartitionsRequest {
+            name: name.to_owned(),
+            partitions,
+        };
+        let topic = require(call!(self, add_partitions, request)?.topic)?;
+        self.cluster.forget(name).await;
+        Ok(topic)
+    }
+
+    /// Begins to move a partition to other nodes, of which the first is to lead it. It is done when
+    /// [`Admin::describe_topic`] shows it neither leaving nor joining any.
+    ///
+    /// # Errors
+    /// Where the partition or a node does not exist, or a node is named twice or being emptied.
+    pub async fn reassign_partition(
+        &self,
+        topic: &str,
+        partition: u32,
+        replicas: Vec<u64>,
+    ) -> Result<()> {
+        let request = ReassignPartitionRequest {
+            topic: topic.to_owned(),
+            partition,
+            replicas,
+        };
+        call!(self, reassign_partition, request).map(drop)
+    }
+
+    /// Lets another of a partition's replicas lead it.
+    ///
+    /// # Errors
+    /// Where that replica is not one of the voters, or lacks too much.
+    pub async fn transfer_leader(&self, topic: &str, partition: u32, to: u64) -> Result<()> {
+        let request = TransferLeaderRequest {
+            topic: topic.to_owned(),
+            partition,
+            to,
+        };
+        call!(self, transfer_leader, request)?;
+        self.cluster.forget(topic).await;
+        Ok(())
+    }
+
+    /// Begins to move all that a node holds to other nodes; it gets no partition any more. [`Admin::describe_cluster`] tells how
+    /// many replicas it still has.
+    ///
+    /// # Errors
+    /// Where there is no such node, or too few others to take what it holds.
+    pub async fn drain_node(&self, node: u64) -> Result<()> {
+        call!(self, drain_node, DrainNodeRequest { node_id: node }).map(drop)
+    }
+
+    /// Takes a node that is empty out of the cluster, for good: its number is never used again.
+    ///
+    /// # Errors
+    /// Where there is no such node, or it still holds partitions.
+    pub async fn remove_node(&self, node: u64) -> Result<()> {
+        call!(self, remove_node, RemoveNodeRequest { node_id: node }).map(drop)
     }
 
     /// An offset by position or time, from the partition's leader.

@@ -64,8 +64,8 @@ mod error;
 mod producer;
 
 pub use admin::{
-    Admin, ClusterDescription, ListedOffset, NewTopic, Node, OffsetAt, PartitionDescription, Topic,
-    TopicDescription,
+    Admin, ClusterDescription, ListedOffset, NewTopic, Node, NodeState, OffsetAt,
+    PartitionDescription, Topic, TopicDescription,
 };
 pub use client::{Client, ClientConfig};
 pub use consumer::{

@@ -15,7 +15,7 @@ pub mod v1 {
 pub mod peer {
     /// Version 1.
     pub mod v1 {
-        #![allow(clippy::all, reason = "generated code")]
+        #![allow(clippy::all, clippy::disallowed_methods, reason = "generated code")]
         tonic::include_proto!("quipu.peer.v1");
     }
 }

@@ -242,13 +242,23 @@ impl RaftNetworkV2<Types> for Peer {
         Ok(answer.into())
     }
 
-    fn stream_append<'s, S>(&'s mut self, input: S, option: RPCOption) -> BoxResult<'s, Appends<'s>>
+    /// openraft waits before it tries again, after an error, where it is asked for the next request: without being asked it would
+    /// try again at once, for ever.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        option: RPCOption,
+    ) -> BoxResult<'s, Appends<'s>>
     where
         S: Stream<Item = raft::AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
         let (transport, target, key) = self.transport();
         Box::pin(async move {
-            let requests = input.map(AppendRequest).boxed();
+            let Some(first) = input.next().await else {
+                return Ok(stream::empty().boxed() as Appends<'s>);
+            };
+            let requests = stream::once(std::future::ready(first)).chain(input);
+            let requests = requests.map(AppendRequest).boxed();
             let answers = transport
                 .append(target, key, requests, option.hard_ttl())
                 .await

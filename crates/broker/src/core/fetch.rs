@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use quipu_model::{Offset, PartitionId, batch::BatchHeader};
-use quipu_replication::Partition;
+use quipu_replication::{Leadership, Partition};
 use quipu_storage::ReadBatches;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
@@ -53,6 +53,9 @@ impl Core {
         let started = Instant::now();
         let found = self.find(request.topic, request.partition)?;
         let partition = &found.running.partition;
+        if let Some(error) = self.led_elsewhere(partition) {
+            return Err(error);
+        }
         let mut high_watermark = partition.high_watermark();
         let max_bytes = self.fetch_bytes(request.max_bytes);
         let min_bytes = request.min_bytes.min(max_bytes);
@@ -96,9 +99,13 @@ impl Core {
         end: Option<Offset>,
     ) -> Result<FetchStream, BrokerError> {
         let found = self.find(topic, partition)?;
+        if let Some(error) = self.led_elsewhere(&found.running.partition) {
+            return Err(error);
+        }
         Ok(FetchStream {
             core: Arc::clone(self),
             high_watermark: found.running.partition.high_watermark(),
+            leadership: found.running.partition.leadership(),
             found,
             next: offset,
             max_bytes: self.fetch_bytes(max_bytes),
@@ -121,6 +128,7 @@ pub(crate) struct FetchStream {
     core: Arc<Core>,
     found: Found,
     high_watermark: watch::Receiver<Offset>,
+    leadership: watch::Receiver<Leadership>,
     next: Offset,
     max_bytes: usize,
     end: Option<Offset>,
@@ -218,6 +226,15 @@ impl FetchStream {
                     return Err(self.stopped_error());
                 },
                 () = self.found.running.stopped.cancelled() => {}
+                // A consumer at the end is better served by who has the newest records.
+                changed = self.leadership.changed() => {
+                    if changed.is_err() {
+                        return Err(self.stopped_error());
+                    }
+                    if let Some(error) = self.core.led_elsewhere(&self.found.running.partition) {
+                        return Err(error);
+                    }
+                }
             }
         }
     }

@@ -5,20 +5,25 @@ mod offsets;
 mod produce;
 mod topics;
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    sync::{Arc, OnceLock},
+};
 
-use quipu_model::{NodeId, PartitionId};
-use quipu_replication::AppendError;
+use quipu_model::{NodeId, PartitionId, PartitionKey, TopicId};
+use quipu_replication::{AppendError, Partition};
 use quipu_storage::{Store, io::Clock};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use fetch::{Fetch, FetchStream, Fetched};
 pub(crate) use offsets::{ListedOffset, OffsetQuery};
 pub(crate) use produce::{Payload, Prepared, Produce};
-pub(crate) use topics::PartitionDescription;
+pub(crate) use topics::{NodeDescription, PartitionDescription};
 
 use crate::{
-    error::{BrokerError, NodeAddress},
+    cluster::{AddressBook, LeaderTable},
+    error::{BrokerError, Reason},
     memory::MemoryBudget,
     metadata::{Controller, Metadata},
     metrics::Metrics,
@@ -33,7 +38,14 @@ pub(crate) struct Core {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) table: Arc<PartitionTable>,
     pub(crate) metadata: Arc<Metadata>,
-    pub(crate) controller: Controller,
+    pub(crate) leaders: Arc<LeaderTable>,
+    pub(crate) book: Arc<AddressBook>,
+    /// The nodes that are linked to.
+    pub(crate) linked: watch::Receiver<HashSet<NodeId>>,
+    /// Empty until the node has its place in the cluster's metadata.
+    pub(crate) controller: OnceLock<Controller>,
+    /// Whether the node is registered and has all of the metadata as of then.
+    pub(crate) ready: watch::Sender<bool>,
     pub(crate) metrics: Metrics,
     /// Bounds what producers sent and is not answered yet.
     pub(crate) produce_memory: MemoryBudget,
@@ -59,12 +71,49 @@ impl Core {
         if self.stop.is_cancelled() {
             return Err(BrokerError::shutting_down());
         }
-        let topic = self.table.topic(topic)?;
-        let running = topic.find(partition)?.clone();
+        let topic = self.topic(topic)?;
+        let running = match topic.find(partition) {
+            Ok(running) => running.clone(),
+            Err(error) => return Err(self.with_leader(error, topic.topic.id, partition)),
+        };
         if let Some(damage) = running.partition.damage() {
             return Err(BrokerError::from(&*damage));
         }
         Ok(Found { topic, running })
+    }
+
+    /// A topic by name.
+    fn topic(&self, name: &str) -> Result<Arc<TopicPartitions>, BrokerError> {
+        match self.table.topic(name) {
+            // It may be there all the same.
+            Err(_) if !*self.ready.borrow() && self.controller.get().is_none() => Err(starting()),
+            found => found,
+        }
+    }
+
+    /// Where the cluster's metadata is changed.
+    ///
+    /// # Errors
+    /// Where the node has no place in it yet.
+    pub(crate) fn controller(&self) -> Result<&Controller, BrokerError> {
+        self.controller.get().ok_or_else(starting)
+    }
+
+    /// Adds who leads the partition, as far as it is known, to an error that says this node does not.
+    fn with_leader(
+        &self,
+        error: BrokerError,
+        topic: TopicId,
+        partition: PartitionId,
+    ) -> BrokerError {
+        if error.reason != Reason::NotLeader {
+            return error;
+        }
+        let leader = self.leaders.leader(PartitionKey { topic, partition });
+        BrokerError {
+            leader: leader.and_then(|(node, _)| self.book.address_of(node)),
+            ..error
+        }
     }
 
     fn append_error(&self, error: AppendError) -> BrokerError {
@@ -73,15 +122,20 @@ impl Core {
             _ => None,
         };
         BrokerError {
-            leader: leader.and_then(|node| self.address_of(node)),
+            leader: leader.and_then(|node| self.book.address_of(node)),
             ..BrokerError::from(error)
         }
     }
 
-    fn address_of(&self, id: NodeId) -> Option<NodeAddress> {
-        let image = self.metadata.image();
-        let address = image.nodes.get(&id)?.address.clone();
-        Some(NodeAddress { id, address })
+    /// The leader of a partition where that is another node: it, and not this one, knows what was written last. While nobody
+    /// leads, this node serves what it knows to be committed.
+    fn led_elsewhere(&self, partition: &Partition) -> Option<BrokerError> {
+        let leader = partition.leader().0.filter(|leader| *leader != self.node)?;
+        let error = AppendError::NotLeader {
+            key: partition.key(),
+            leader: Some(leader),
+        };
+        Some(self.append_error(error))
     }
 
     /// Why a request that waited on a partition was woken by its end.
@@ -92,4 +146,11 @@ impl Core {
             BrokerError::unknown_topic(topic)
         }
     }
+}
+
+fn starting() -> BrokerError {
+    BrokerError::new(
+        Reason::NotLeader,
+        "this broker is starting and does not know the cluster's topics yet: retry shortly, or at another node",
+    )
 }

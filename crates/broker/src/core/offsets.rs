@@ -37,6 +37,9 @@ impl Core {
     ) -> Result<ListedOffset, BrokerError> {
         let found = self.find(topic, partition)?;
         let partition = &found.running.partition;
+        if let Some(error) = self.led_elsewhere(partition) {
+            return Err(error);
+        }
         let bare = |offset| ListedOffset {
             offset,
             timestamp: None,

@@ -1,15 +1,18 @@
 //! Describing topics and the cluster.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionId};
+use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionId, PartitionKey};
 
 use super::Core;
 use crate::{
-    error::{BrokerError, NodeAddress},
-    metadata::{METADATA_KEY, Topic},
+    error::{BrokerError, NodeAddress, Reason},
+    metadata::{Assignment, METADATA_KEY, MetadataImage, RegisteredNode, Topic},
     partitions::TopicPartitions,
 };
+
+/// How long another replica may take to lead.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A partition as its replica here sees it.
 #[derive(Clone, Debug)]
@@ -18,6 +21,10 @@ pub(crate) struct PartitionDescription {
     pub(crate) leader: Option<NodeAddress>,
     pub(crate) leader_epoch: LeaderEpoch,
     pub(crate) replicas: Box<[NodeId]>,
+    /// Who keeps it until the move under way is done.
+    pub(crate) leaving: Box<[NodeId]>,
+    /// Who joins by it.
+    pub(crate) joining: Box<[NodeId]>,
     pub(crate) log_start: Offset,
     pub(crate) high_watermark: Offset,
     pub(crate) size_bytes: u64,
@@ -30,7 +37,24 @@ pub(crate) struct PartitionDescription {
 pub(crate) struct ClusterDescription {
     pub(crate) cluster_id: String,
     pub(crate) controller: Option<NodeId>,
-    pub(crate) nodes: Vec<NodeAddress>,
+    pub(crate) nodes: Vec<NodeDescription>,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeDescription {
+    pub(crate) address: NodeAddress,
+    pub(crate) rack: String,
+    /// Whether it is to hold no partition any more.
+    pub(crate) draining: bool,
+    /// Whether this node reaches it.
+    pub(crate) reached: bool,
+    /// Whether it votes on the metadata.
+    pub(crate) voter: bool,
+    /// How many replicas it has, by the metadata.
+    pub(crate) replicas: u32,
+    /// How many of them lead, by what nodes tell.
+    pub(crate) leads: u32,
 }
 
 impl Core {
@@ -51,11 +75,11 @@ impl Core {
         &self,
         name: &str,
     ) -> Result<(Arc<Topic>, Vec<PartitionDescription>), BrokerError> {
-        let entry = self.table.topic(name)?;
+        let entry = self.topic(name)?;
         let partitions = (0..)
             .zip(entry.topic.assignments.iter())
-            .map(|(number, replicas)| {
-                self.describe_partition(&entry, PartitionId::new(number), replicas)
+            .map(|(number, assignment)| {
+                self.describe_partition(&entry, PartitionId::new(number), assignment)
             })
             .collect();
         Ok((Arc::clone(&entry.topic), partitions))
@@ -65,13 +89,23 @@ impl Core {
         &self,
         entry: &TopicPartitions,
         partition: PartitionId,
-        replicas: &[NodeId],
+        assignment: &Assignment,
     ) -> PartitionDescription {
+        let key = PartitionKey {
+            topic: entry.topic.id,
+            partition,
+        };
+        let (leader, epoch) = match self.leaders.leader(key) {
+            Some((leader, epoch)) => (Some(leader), epoch),
+            None => (None, LeaderEpoch::new(-1)),
+        };
         let mut description = PartitionDescription {
             partition,
-            leader: None,
-            leader_epoch: LeaderEpoch::new(-1),
-            replicas: replicas.into(),
+            leader: leader.and_then(|id| self.book.address_of(id)),
+            leader_epoch: epoch,
+            replicas: assignment.replicas.clone(),
+            leaving: assignment.leaving.clone(),
+            joining: assignment.joining.clone(),
             log_start: Offset::ZERO,
             high_watermark: Offset::ZERO,
             size_bytes: 0,
@@ -79,6 +113,10 @@ impl Core {
         };
         let replica = match entry.find(partition) {
             Ok(running) => &running.partition,
+            // Other nodes have it.
+            Err(error) if error.reason == Reason::NotLeader && leader.is_some() => {
+                return description;
+            }
             Err(error) => {
                 description.trouble = Some(error.message);
                 return description;
@@ -89,11 +127,17 @@ impl Core {
             return description;
         }
         let (leader, epoch) = replica.leader();
-        description.leader = leader.and_then(|id| self.address_of(id));
-        description.leader_epoch = epoch;
+        if epoch >= description.leader_epoch {
+            description.leader = leader.and_then(|id| self.book.address_of(id));
+            description.leader_epoch = epoch;
+        }
         description.log_start = replica.start_offset();
         description.high_watermark = *replica.high_watermark().borrow();
         description.size_bytes = replica.size_bytes();
+        if entry.topic.is_everywhere() {
+            let members = replica.members().borrow().clone();
+            description.replicas = members.voters.into_iter().collect();
+        }
         description
     }
 
@@ -103,12 +147,9 @@ impl Core {
         let mut nodes: Vec<_> = image
             .nodes
             .iter()
-            .map(|(id, node)| NodeAddress {
-                id: *id,
-                address: node.address.clone(),
-            })
+            .map(|(id, node)| self.describe_node(&image, *id, node))
             .collect();
-        nodes.sort_by_key(|node| node.id);
+        nodes.sort_by_key(|node| node.address.id);
         ClusterDescription {
             cluster_id: image
                 .cluster_id
@@ -119,13 +160,60 @@ impl Core {
         }
     }
 
+    fn describe_node(
+        &self,
+        image: &MetadataImage,
+        id: NodeId,
+        node: &RegisteredNode,
+    ) -> NodeDescription {
+        let (mut replicas, mut leads) = (0, 0);
+        for topic in image.topics().filter(|topic| !topic.is_everywhere()) {
+            for (number, assignment) in (0..).zip(topic.assignments.iter()) {
+                let key = PartitionKey {
+                    topic: topic.id,
+                    partition: PartitionId::new(number),
+                };
+                let leader = self.leaders.leader(key);
+                replicas += u32::from(assignment.holds(id));
+                leads += u32::from(leader.is_some_and(|(leader, _)| leader == id));
+            }
+        }
+        let metadata = self.table.replica(METADATA_KEY);
+        NodeDescription {
+            address: NodeAddress {
+                id,
+                address: node.address.clone(),
+            },
+            rack: node.rack.clone(),
+            draining: node.draining,
+            reached: id == self.node || self.linked.borrow().contains(&id),
+            voter: metadata
+                .is_some_and(|partition| partition.members().borrow().voters.contains(&id)),
+            replicas,
+            leads,
+        }
+    }
+
+    /// Lets another replica lead a partition that this node leads.
+    ///
+    /// # Errors
+    /// Where this node does not lead it, or the other one cannot.
+    pub(crate) async fn transfer_leader(
+        &self,
+        topic: &str,
+        partition: PartitionId,
+        to: NodeId,
+    ) -> Result<(), BrokerError> {
+        let found = self.find(topic, partition)?;
+        let transferring = found
+            .running
+            .partition
+            .transfer_leader(to, TRANSFER_PATIENCE);
+        transferring.await.map_err(|error| self.append_error(error))
+    }
+
     /// The node that leads the metadata partition, where it is known.
     pub(crate) fn metadata_leader(&self) -> Option<NodeId> {
-        let entry = self
-            .table
-            .topic(crate::metadata::MetadataImage::TOPIC)
-            .ok()?;
-        let running = entry.find(METADATA_KEY.partition).ok()?;
-        running.partition.leader().0
+        self.table.replica(METADATA_KEY)?.leader().0
     }
 }

@@ -2,11 +2,18 @@
 
 use std::sync::Arc;
 
-use quipu_proto::v1::{
-    AlterTopicConfigRequest, AlterTopicConfigResponse, CreateTopicRequest, CreateTopicResponse,
-    DeleteTopicRequest, DeleteTopicResponse, DescribeClusterRequest, DescribeClusterResponse,
-    DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse, Node,
-    PartitionDescription, Topic, admin_server::Admin,
+use quipu_model::{NodeId, PartitionId};
+use quipu_proto::{
+    peer::v1::{DrainNode, Reassign, RemoveNode, change_request::Change},
+    v1::{
+        AddPartitionsRequest, AddPartitionsResponse, AlterTopicConfigRequest,
+        AlterTopicConfigResponse, CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest,
+        DeleteTopicResponse, DescribeClusterRequest, DescribeClusterResponse, DescribeTopicRequest,
+        DescribeTopicResponse, DrainNodeRequest, DrainNodeResponse, ListTopicsRequest,
+        ListTopicsResponse, Node, NodeState, PartitionDescription, ReassignPartitionRequest,
+        ReassignPartitionResponse, RemoveNodeRequest, RemoveNodeResponse, Topic,
+        TransferLeaderRequest, TransferLeaderResponse, admin_server::Admin,
+    },
 };
 use tonic::{Request, Response, Status};
 
@@ -36,7 +43,7 @@ impl Admin for AdminService {
             replication_factor: given(request.replication_factor),
             settings: request.config,
         };
-        let topic = self.core.controller.create_topic(new).await?;
+        let topic = self.core.controller()?.create_topic(new).await?;
         Ok(Response::new(CreateTopicResponse {
             topic: Some(Topic::from(&*topic)),
         }))
@@ -71,9 +78,9 @@ impl Admin for AdminService {
         request: Request<AlterTopicConfigRequest>,
     ) -> Result<Response<AlterTopicConfigResponse>, Status> {
         let request = request.into_inner();
-        let controller = &self.core.controller;
+        let controller = self.core.controller()?;
         let topic = controller
-            .alter_topic(&request.name, request.set, &request.reset)
+            .alter_topic(&request.name, request.set, request.reset)
             .await?;
         Ok(Response::new(AlterTopicConfigResponse {
             topic: Some(Topic::from(&*topic)),
@@ -85,7 +92,7 @@ impl Admin for AdminService {
         request: Request<DeleteTopicRequest>,
     ) -> Result<Response<DeleteTopicResponse>, Status> {
         let name = request.into_inner().name;
-        self.core.controller.delete_topic(&name).await?;
+        self.core.controller()?.delete_topic(&name).await?;
         Ok(Response::new(DeleteTopicResponse {}))
     }
 
@@ -97,8 +104,74 @@ impl Admin for AdminService {
         Ok(Response::new(DescribeClusterResponse {
             cluster_id: cluster.cluster_id,
             controller_id: cluster.controller.map_or(0, |node| node.get()),
-            nodes: cluster.nodes.into_iter().map(Node::from).collect(),
+            states: cluster.nodes.iter().map(NodeState::from).collect(),
+            nodes: cluster
+                .nodes
+                .into_iter()
+                .map(|node| Node::from(node.address))
+                .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
+    }
+
+    async fn add_partitions(
+        &self,
+        request: Request<AddPartitionsRequest>,
+    ) -> Result<Response<AddPartitionsResponse>, Status> {
+        let request = request.into_inner();
+        let controller = self.core.controller()?;
+        let topic = controller
+            .add_partitions(&request.name, request.partitions)
+            .await?;
+        Ok(Response::new(AddPartitionsResponse {
+            topic: Some(Topic::from(&*topic)),
+        }))
+    }
+
+    async fn reassign_partition(
+        &self,
+        request: Request<ReassignPartitionRequest>,
+    ) -> Result<Response<ReassignPartitionResponse>, Status> {
+        let request = request.into_inner();
+        let reassign = Change::Reassign(Reassign {
+            name: request.topic,
+            partition: request.partition,
+            replicas: request.replicas,
+        });
+        self.core.controller()?.change_here(reassign).await?;
+        Ok(Response::new(ReassignPartitionResponse {}))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let request = request.into_inner();
+        let partition = PartitionId::new(request.partition);
+        let to = NodeId::new(request.to);
+        self.core
+            .transfer_leader(&request.topic, partition, to)
+            .await?;
+        Ok(Response::new(TransferLeaderResponse {}))
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<DrainNodeRequest>,
+    ) -> Result<Response<DrainNodeResponse>, Status> {
+        let node_id = request.into_inner().node_id;
+        let drain = Change::DrainNode(DrainNode { node_id });
+        self.core.controller()?.change_here(drain).await?;
+        Ok(Response::new(DrainNodeResponse {}))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<RemoveNodeRequest>,
+    ) -> Result<Response<RemoveNodeResponse>, Status> {
+        let node_id = request.into_inner().node_id;
+        let remove = Change::RemoveNode(RemoveNode { node_id });
+        self.core.controller()?.change_here(remove).await?;
+        Ok(Response::new(RemoveNodeResponse {}))
     }
 }

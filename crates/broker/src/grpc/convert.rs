@@ -10,7 +10,9 @@ use quipu_proto::v1;
 use quipu_replication::{Acks, Appended};
 
 use crate::{
-    core::{Fetched, ListedOffset, OffsetQuery, PartitionDescription, Payload, Produce},
+    core::{
+        Fetched, ListedOffset, NodeDescription, OffsetQuery, PartitionDescription, Payload, Produce,
+    },
     error::{BrokerError, Reason},
     metadata::Topic,
 };
@@ -196,6 +198,22 @@ impl From<PartitionDescription> for v1::PartitionDescription {
             high_watermark: description.high_watermark.get(),
             size_bytes: description.size_bytes,
             damage: description.trouble.unwrap_or_default(),
+            leaving: description.leaving.iter().map(|id| id.get()).collect(),
+            joining: description.joining.iter().map(|id| id.get()).collect(),
+        }
+    }
+}
+
+impl From<&NodeDescription> for v1::NodeState {
+    fn from(node: &NodeDescription) -> Self {
+        Self {
+            id: node.address.id.get(),
+            rack: node.rack.clone(),
+            reached: node.reached,
+            draining: node.draining,
+            metadata_voter: node.voter,
+            replicas: node.replicas,
+            leaders: node.leads,
         }
     }
 }

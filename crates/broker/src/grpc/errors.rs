@@ -2,6 +2,7 @@
 
 use prost::Message;
 use prost_types::Any;
+use quipu_model::NodeId;
 use quipu_proto::v1;
 use tonic::{Code, Status};
 use tonic_types::pb;
@@ -35,6 +36,48 @@ impl From<Reason> for v1::ErrorReason {
             Reason::TimedOut => Self::TimedOut,
             Reason::InternalTopic => Self::InternalTopic,
             Reason::Internal => Self::Internal,
+        }
+    }
+}
+
+/// An error that another node sent. A reason that this version does not know is not worth a retry.
+impl From<v1::Error> for BrokerError {
+    fn from(error: v1::Error) -> Self {
+        let reason = match error.reason() {
+            v1::ErrorReason::InvalidRequest => Reason::InvalidRequest,
+            v1::ErrorReason::InvalidBatch => Reason::InvalidBatch,
+            v1::ErrorReason::BatchTooLarge => Reason::BatchTooLarge,
+            v1::ErrorReason::UnknownTopic => Reason::UnknownTopic,
+            v1::ErrorReason::UnknownPartition => Reason::UnknownPartition,
+            v1::ErrorReason::TopicAlreadyExists => Reason::TopicAlreadyExists,
+            v1::ErrorReason::InvalidTopicName => Reason::InvalidTopicName,
+            v1::ErrorReason::InvalidConfig => Reason::InvalidConfig,
+            v1::ErrorReason::OffsetOutOfRange => Reason::OffsetOutOfRange,
+            v1::ErrorReason::NotLeader => Reason::NotLeader,
+            v1::ErrorReason::OutOfOrderSequence => Reason::OutOfOrderSequence,
+            v1::ErrorReason::ProducerFenced => Reason::ProducerFenced,
+            v1::ErrorReason::DuplicateSequence => Reason::DuplicateSequence,
+            v1::ErrorReason::DiskFull => Reason::DiskFull,
+            v1::ErrorReason::Overloaded => Reason::Overloaded,
+            v1::ErrorReason::ShuttingDown => Reason::ShuttingDown,
+            v1::ErrorReason::StorageFailed => Reason::StorageFailed,
+            v1::ErrorReason::PartitionDamaged => Reason::PartitionDamaged,
+            v1::ErrorReason::TimedOut => Reason::TimedOut,
+            v1::ErrorReason::InternalTopic => Reason::InternalTopic,
+            v1::ErrorReason::Internal | v1::ErrorReason::Unspecified => Reason::Internal,
+        };
+        let outcome = match error.outcome() {
+            v1::Outcome::Definite => Outcome::Definite,
+            v1::Outcome::Indefinite | v1::Outcome::Unspecified => Outcome::Indefinite,
+        };
+        Self {
+            reason,
+            message: error.message,
+            outcome,
+            leader: error.leader.map(|node| NodeAddress {
+                id: NodeId::new(node.id),
+                address: node.address,
+            }),
         }
     }
 }

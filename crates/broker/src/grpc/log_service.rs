@@ -99,7 +99,7 @@ impl Log for LogService {
         &self,
         _request: Request<InitProducerIdRequest>,
     ) -> Result<Response<InitProducerIdResponse>, Status> {
-        let id = self.core.controller.next_producer_id().await?;
+        let id = self.core.controller()?.next_producer_id().await?;
         Ok(Response::new(InitProducerIdResponse {
             producer_id: id.get(),
             producer_epoch: 0,

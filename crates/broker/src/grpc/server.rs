@@ -3,12 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use quipu_model::TopicConfig;
-use quipu_proto::v1::{admin_server::AdminServer, log_server::LogServer};
+use quipu_proto::{
+    peer::v1::controller_server::ControllerServer,
+    v1::{admin_server::AdminServer, log_server::LogServer},
+};
 use tokio::net::TcpListener;
 use tonic::service::InterceptorLayer;
 
 use super::{admin_service::AdminService, connections, log_service::LogService};
-use crate::core::Core;
+use crate::{
+    cluster::{ControllerService, NodeHost},
+    core::Core,
+    peer,
+};
 
 /// The largest message taken or sent: the largest batch and what stands around it.
 const MESSAGE_BYTES: usize = TopicConfig::MAX_MESSAGE_BYTES_LIMIT as usize + (64 << 10);
@@ -27,6 +34,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) core: Arc<Core>,
+    pub(crate) host: Arc<NodeHost>,
     pub(crate) listener: TcpListener,
     pub(crate) max_connections: usize,
 }
@@ -52,6 +60,11 @@ pub(crate) async fn serve(server: Server) -> Result<(), ServeError> {
     .max_decoding_message_size(MESSAGE_BYTES)
     .max_encoding_message_size(MESSAGE_BYTES);
     let admin = AdminServer::new(AdminService {
+        core: Arc::clone(&core),
+    })
+    .max_decoding_message_size(ADMIN_MESSAGE_BYTES);
+
+    let controller = ControllerServer::new(ControllerService {
         core: Arc::clone(&core),
     })
     .max_decoding_message_size(ADMIN_MESSAGE_BYTES);
@@ -82,6 +95,8 @@ pub(crate) async fn serve(server: Server) -> Result<(), ServeError> {
         .add_service(reflection().build_v1alpha()?)
         .add_service(admin)
         .add_service(log)
+        .add_service(controller)
+        .add_service(peer::service(server.host, core.stop.clone()))
         .serve_with_incoming_shutdown(incoming, stopped)
         .await?;
     Ok(())

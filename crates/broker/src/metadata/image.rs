@@ -1,23 +1,30 @@
 //! What the metadata records say, taken together.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use quipu_model::{
-    ConfigError, InvalidTopicName, NodeId, PartitionKey, TopicConfig, TopicId, TopicName,
+    ConfigError, InvalidTopicName, NodeId, PartitionId, PartitionKey, TopicConfig, TopicId,
+    TopicName,
 };
 use quipu_proto::internal::v1::{
-    ClusterFormed, MetadataRecord, NodeRegistered, ProducerIdsReserved, TopicConfigChanged,
-    TopicCreated, TopicDeleted, metadata_record::Record,
+    ClusterFormed, MetadataRecord, NodeRegistered, PartitionsAdded, ProducerIdsReserved,
+    ReassignmentBegun, ReassignmentDone, TopicConfigChanged, TopicCreated, TopicDeleted,
+    metadata_record::Record,
 };
 use uuid::Uuid;
+
+use super::assignment::{self, Assignment};
 
 /// A topic as the cluster knows it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Topic {
     pub(crate) name: TopicName,
     pub(crate) id: TopicId,
-    /// The nodes that hold each partition, by partition number.
-    pub(crate) assignments: Arc<[Box<[NodeId]>]>,
+    /// By partition number.
+    pub(crate) assignments: Arc<[Assignment]>,
     /// The settings that differ from the defaults, as text.
     pub(crate) settings: Arc<HashMap<String, String>>,
     /// All settings.
@@ -34,15 +41,22 @@ impl Topic {
         Self {
             name: TopicName::new(MetadataImage::TOPIC).unwrap_or_else(|error| panic!("{error}")),
             id: MetadataImage::TOPIC_ID,
-            assignments: Arc::new([Box::from(voters)]),
+            assignments: Arc::new([Assignment::original(Box::from(voters))]),
             settings: Arc::default(),
             config,
         }
     }
 
+    /// Whether every node has a replica: those that do not vote learn what was decided.
+    pub(crate) fn is_everywhere(&self) -> bool {
+        self.id == MetadataImage::TOPIC_ID
+    }
+
     /// How many nodes hold each partition.
     pub(crate) fn replication_factor(&self) -> usize {
-        self.assignments.first().map_or(0, |nodes| nodes.len())
+        self.assignments
+            .first()
+            .map_or(0, |assignment| assignment.replicas.len())
     }
 }
 
@@ -52,6 +66,10 @@ pub(crate) struct RegisteredNode {
     pub(crate) address: String,
     /// The identity of its data directory.
     pub(crate) directory_id: [u8; 16],
+    /// Where it stands; empty: not said.
+    pub(crate) rack: String,
+    /// Whether it is to hold no partition any more.
+    pub(crate) draining: bool,
 }
 
 /// Everything that the records up to some offset say. Cloning shares the topics.
@@ -59,6 +77,8 @@ pub(crate) struct RegisteredNode {
 pub(crate) struct MetadataImage {
     pub(crate) cluster_id: Option<Uuid>,
     pub(crate) nodes: HashMap<NodeId, RegisteredNode>,
+    /// The numbers of nodes that are no longer part of the cluster.
+    pub(crate) removed_nodes: BTreeSet<NodeId>,
     /// The first producer id that no block holds yet.
     pub(crate) next_producer_id: i64,
     by_name: HashMap<TopicName, Arc<Topic>>,
@@ -81,6 +101,14 @@ pub(crate) enum ImageError {
     CreatedTwice { name: TopicName },
     #[error("topic {id} is changed or deleted, but does not exist")]
     NoSuchTopic { id: TopicId },
+    #[error("topic {id} has no partition {partition}")]
+    NoSuchPartition { id: TopicId, partition: PartitionId },
+    #[error("node {node} is not registered")]
+    NoSuchNode { node: NodeId },
+    #[error("node {node} was removed: its number is not used again")]
+    NodeWasRemoved { node: NodeId },
+    #[error("a move of partition {partition} of topic {id} is done that is no longer wanted")]
+    OtherMove { id: TopicId, partition: PartitionId },
     #[error("producer ids from {next} on are reserved after ids from {reserved} on were")]
     ProducerIdsGoBack { next: i64, reserved: i64 },
     #[error(transparent)]
@@ -95,7 +123,13 @@ impl ImageError {
     pub(crate) fn is_void(&self) -> bool {
         matches!(
             self,
-            Self::CreatedTwice { .. } | Self::NoSuchTopic { .. } | Self::ProducerIdsGoBack { .. }
+            Self::CreatedTwice { .. }
+                | Self::NoSuchTopic { .. }
+                | Self::NoSuchPartition { .. }
+                | Self::NoSuchNode { .. }
+                | Self::NodeWasRemoved { .. }
+                | Self::OtherMove { .. }
+                | Self::ProducerIdsGoBack { .. }
         )
     }
 }
@@ -113,6 +147,7 @@ impl MetadataImage {
         Self {
             cluster_id: None,
             nodes: HashMap::new(),
+            removed_nodes: BTreeSet::new(),
             next_producer_id: 0,
             by_name: HashMap::from([(topic.name.clone(), Arc::clone(&topic))]),
             by_id: HashMap::from([(topic.id, topic)]),
@@ -127,6 +162,16 @@ impl MetadataImage {
         self.by_id.values()
     }
 
+    pub(crate) fn topic_by_id(&self, id: TopicId) -> Option<&Arc<Topic>> {
+        self.by_id.get(&id)
+    }
+
+    /// Which nodes hold a partition.
+    pub(crate) fn assignment(&self, key: PartitionKey) -> Option<&Assignment> {
+        let topic = self.by_id.get(&key.topic)?;
+        topic.assignments.get(key.partition.get() as usize)
+    }
+
     /// Takes in one more record.
     ///
     /// # Errors
@@ -139,6 +184,11 @@ impl MetadataImage {
             Record::TopicDeleted(topic) => self.delete_topic(&topic),
             Record::ProducerIdsReserved(block) => self.reserve_producer_ids(&block),
             Record::ClusterFormed(cluster) => self.form_cluster(&cluster),
+            Record::PartitionsAdded(added) => self.add_partitions(&added),
+            Record::ReassignmentBegun(begun) => self.begin_reassignment(&begun),
+            Record::ReassignmentDone(done) => self.end_reassignment(&done),
+            Record::NodeDraining(node) => self.drain_node(NodeId::new(node.node_id)),
+            Record::NodeRemoved(node) => self.remove_node(NodeId::new(node.node_id)),
         }
     }
 
@@ -149,12 +199,90 @@ impl MetadataImage {
     }
 
     fn register_node(&mut self, node: &NodeRegistered) -> Result<(), ImageError> {
+        let id = NodeId::new(node.node_id);
+        if self.removed_nodes.contains(&id) {
+            return Err(ImageError::NodeWasRemoved { node: id });
+        }
         let directory_id = id_bytes(&node.directory_id, "NodeRegistered", "directory_id")?;
         let registered = RegisteredNode {
             address: node.address.clone(),
             directory_id,
+            rack: node.rack.clone(),
+            draining: self.nodes.get(&id).is_some_and(|known| known.draining),
         };
-        self.nodes.insert(NodeId::new(node.node_id), registered);
+        self.nodes.insert(id, registered);
+        Ok(())
+    }
+
+    fn drain_node(&mut self, node: NodeId) -> Result<(), ImageError> {
+        let known = self.nodes.get_mut(&node);
+        known.ok_or(ImageError::NoSuchNode { node })?.draining = true;
+        Ok(())
+    }
+
+    fn remove_node(&mut self, node: NodeId) -> Result<(), ImageError> {
+        let known = self.nodes.remove(&node);
+        known.ok_or(ImageError::NoSuchNode { node })?;
+        self.removed_nodes.insert(node);
+        Ok(())
+    }
+
+    fn add_partitions(&mut self, added: &PartitionsAdded) -> Result<(), ImageError> {
+        let id = topic_id(&added.topic_id, "PartitionsAdded")?;
+        let old = self.by_id.get(&id).ok_or(ImageError::NoSuchTopic { id })?;
+        let new = added.partitions.iter().map(Assignment::from);
+        let topic = Topic {
+            assignments: old.assignments.iter().cloned().chain(new).collect(),
+            ..Topic::clone(old)
+        };
+        self.put(topic);
+        Ok(())
+    }
+
+    fn begin_reassignment(&mut self, begun: &ReassignmentBegun) -> Result<(), ImageError> {
+        let id = topic_id(&begun.topic_id, "ReassignmentBegun")?;
+        let replicas = assignment::node_ids(&begun.replicas);
+        self.change_assignment(id, begun.partition, |assignment| {
+            assignment.move_to(replicas);
+            true
+        })
+    }
+
+    fn end_reassignment(&mut self, done: &ReassignmentDone) -> Result<(), ImageError> {
+        let id = topic_id(&done.topic_id, "ReassignmentDone")?;
+        let replicas = assignment::node_ids(&done.replicas);
+        self.change_assignment(id, done.partition, |assignment| {
+            assignment.moved_to(&replicas)
+        })
+    }
+
+    fn change_assignment(
+        &mut self,
+        id: TopicId,
+        partition: u32,
+        change: impl FnOnce(&mut Assignment) -> bool,
+    ) -> Result<(), ImageError> {
+        let old = self.by_id.get(&id).ok_or(ImageError::NoSuchTopic { id })?;
+        let mut assignments = old.assignments.to_vec();
+        let partition_id = PartitionId::new(partition);
+        let assignment =
+            assignments
+                .get_mut(partition as usize)
+                .ok_or(ImageError::NoSuchPartition {
+                    id,
+                    partition: partition_id,
+                })?;
+        if !change(assignment) {
+            return Err(ImageError::OtherMove {
+                id,
+                partition: partition_id,
+            });
+        }
+        let topic = Topic {
+            assignments: assignments.into(),
+            ..Topic::clone(old)
+        };
+        self.put(topic);
         Ok(())
     }
 
@@ -164,15 +292,10 @@ impl MetadataImage {
         if self.by_name.contains_key(&name) || self.by_id.contains_key(&id) {
             return Err(ImageError::CreatedTwice { name });
         }
-        let nodes = |replicas: &Vec<u64>| replicas.iter().map(|id| NodeId::new(*id)).collect();
         let topic = Topic {
             name,
             id,
-            assignments: created
-                .partitions
-                .iter()
-                .map(|p| nodes(&p.replicas))
-                .collect(),
+            assignments: created.partitions.iter().map(Assignment::from).collect(),
             config: config_of(&created.config)?,
             settings: Arc::new(created.config),
         };
@@ -246,125 +369,4 @@ fn id_bytes(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use quipu_model::{NodeId, TopicConfig, TopicName};
-    use quipu_proto::internal::v1::{
-        MetadataRecord, PartitionAssignment, ProducerIdsReserved, TopicConfigChanged, TopicCreated,
-        TopicDeleted, metadata_record::Record,
-    };
-
-    use super::{ImageError, MetadataImage};
-
-    fn image() -> MetadataImage {
-        MetadataImage::empty(&[NodeId::new(1)])
-    }
-
-    fn record(record: Record) -> MetadataRecord {
-        MetadataRecord {
-            record: Some(record),
-        }
-    }
-
-    fn created(name: &str, id: u8, settings: &[(&str, &str)]) -> MetadataRecord {
-        record(Record::TopicCreated(TopicCreated {
-            name: name.to_owned(),
-            topic_id: vec![id; 16].into(),
-            partitions: vec![PartitionAssignment { replicas: vec![1] }; 3],
-            config: owned(settings),
-        }))
-    }
-
-    fn owned(settings: &[(&str, &str)]) -> HashMap<String, String> {
-        settings
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect()
-    }
-
-    fn name(name: &str) -> TopicName {
-        TopicName::new(name).unwrap()
-    }
-
-    #[test]
-    fn an_empty_cluster_has_its_metadata_topic() {
-        let image = image();
-        let topic = image.topic(&name("__cluster_metadata")).unwrap();
-        assert_eq!(topic.id, MetadataImage::TOPIC_ID);
-        assert_eq!(topic.assignments.len(), 1);
-        assert_eq!(topic.config.retention_ms, None);
-    }
-
-    #[test]
-    fn topics_come_change_and_go() {
-        let mut image = image();
-        image
-            .apply(created("orders", 7, &[("retention.bytes", "1000")]))
-            .unwrap();
-        let before = image.clone();
-        let change = Record::TopicConfigChanged(TopicConfigChanged {
-            topic_id: vec![7; 16].into(),
-            config: owned(&[("segment.bytes", "8192")]),
-        });
-        image.apply(record(change)).unwrap();
-
-        let old = before.topic(&name("orders")).unwrap();
-        assert_eq!(old.config.retention_bytes, Some(1000));
-        let new = image.topic(&name("orders")).unwrap();
-        assert_eq!(new.assignments.len(), 3);
-        let expected = TopicConfig {
-            segment_bytes: 8192,
-            ..TopicConfig::default()
-        };
-        assert_eq!(new.config, expected);
-
-        let deleted = Record::TopicDeleted(TopicDeleted {
-            topic_id: vec![7; 16].into(),
-        });
-        image.apply(record(deleted)).unwrap();
-        assert!(image.topic(&name("orders")).is_none());
-        image.apply(created("orders", 8, &[])).unwrap();
-    }
-
-    #[test]
-    fn contradictions_are_refused_and_change_nothing() {
-        let mut image = image();
-        image.apply(created("orders", 7, &[])).unwrap();
-        let unknown = TopicDeleted {
-            topic_id: vec![9; 16].into(),
-        };
-        let short = TopicDeleted {
-            topic_id: vec![7; 15].into(),
-        };
-        for bad in [
-            created("orders", 8, &[]),
-            created("others", 7, &[]),
-            created("a/b", 9, &[]),
-            created("others", 9, &[("no.such", "1")]),
-            record(Record::TopicDeleted(unknown)),
-            record(Record::TopicDeleted(short)),
-            MetadataRecord { record: None },
-        ] {
-            assert!(image.apply(bad.clone()).is_err(), "{bad:?}");
-        }
-        assert_eq!(image.topics().count(), 2);
-    }
-
-    #[test]
-    fn producer_ids_never_go_back() {
-        let mut image = image();
-        let block = |next_id| {
-            record(Record::ProducerIdsReserved(ProducerIdsReserved {
-                node_id: 1,
-                next_id,
-            }))
-        };
-        image.apply(block(1000)).unwrap();
-        assert!(matches!(
-            image.apply(block(1000)),
-            Err(ImageError::ProducerIdsGoBack { .. })
-        ));
-        assert_eq!(image.next_producer_id, 1000);
-    }
-}
+mod tests;

@@ -1,6 +1,14 @@
 //! Makes the partitions that run here those that the image assigns to this node.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
 use quipu_model::{NodeId, Offset, PartitionKey, TopicId};
@@ -12,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{METADATA_KEY, Metadata, Topic};
 use crate::{
     error::{BrokerError, Reason},
-    partitions::{PartitionTable, Running, TopicPartitions},
+    partitions::{Gone, PartitionTable, Running, TopicPartitions},
 };
 
 /// Starts and stops this node's partitions as the image changes.
@@ -27,6 +35,17 @@ pub(crate) struct Reconciler {
     pub(crate) stop: CancellationToken,
     /// The metadata offset up to which the partitions are what the image says.
     pub(crate) reconciled: watch::Sender<Offset>,
+    /// Whether the image has all that was committed before this node started. Until then it may say that a partition is
+    /// elsewhere which it assigns here again further on, and no files are removed for it.
+    pub(crate) caught_up: AtomicBool,
+    /// What watches over each replica that runs.
+    pub(crate) watcher: Arc<dyn Watcher>,
+}
+
+/// Hears of the replicas that run.
+pub(crate) trait Watcher: fmt::Debug + Send + Sync + 'static {
+    /// A replica runs from now on, until `running.stopped`.
+    fn started(&self, running: &Running);
 }
 
 impl Reconciler {
@@ -36,7 +55,7 @@ impl Reconciler {
 
     /// Puts the running metadata partition into the table.
     pub(crate) fn adopt_metadata(&self, partition: Partition) {
-        self.table.replace(self.assigned().into_iter());
+        self.table.replace(self.topics().into_iter());
         for entry in self.table.snapshot().values() {
             if entry.topic.id == METADATA_KEY.topic {
                 entry.started(METADATA_KEY.partition, Ok(self.running(partition.clone())));
@@ -47,14 +66,14 @@ impl Reconciler {
     /// Brings the partitions up to the newest image.
     pub(crate) async fn reconcile(&self) {
         let upto = *self.metadata.applied().borrow();
-        let replaced = self.table.replace(self.assigned().into_iter());
+        let replaced = self.table.replace(self.topics().into_iter());
         for entry in replaced.altered {
             for running in entry.running() {
                 running.partition.set_config(entry.topic.config.clone());
             }
         }
-        for entry in replaced.gone {
-            self.remove(&entry).await;
+        for gone in replaced.gone {
+            self.remove(gone).await;
         }
         self.start_missing().await;
         self.reconciled.send_replace(upto);
@@ -73,24 +92,32 @@ impl Reconciler {
     }
 
     /// Removes the files of deleted topics that a crash left behind. Partitions that no record explains are kept.
-    pub(crate) async fn remove_leftovers(&self, deleted: &HashSet<TopicId>) {
-        let known: HashSet<TopicId> = self.metadata.image().topics().map(|t| t.id).collect();
+    pub(crate) async fn remove_deleted(&self, deleted: &HashSet<TopicId>) {
+        let image = self.metadata.image();
         for key in self.store.partitions() {
             if deleted.contains(&key.topic) {
                 self.remove_files(key).await;
-            } else if !known.contains(&key.topic) {
+            } else if image.topic_by_id(key.topic).is_none() {
                 tracing::warn!(%key, "a partition on disk belongs to no topic; it is kept and not served");
             }
         }
     }
 
-    fn assigned(&self) -> Vec<Arc<Topic>> {
-        let image = self.metadata.image();
-        let here = |topic: &&Arc<Topic>| {
-            let mut nodes = topic.assignments.iter().flat_map(|nodes| nodes.iter());
-            nodes.any(|node| *node == self.node)
-        };
-        image.topics().filter(here).cloned().collect()
+    /// From now on the image is as new as any: removes the files of partitions that went to other nodes while this one was
+    /// down.
+    pub(crate) async fn caught_up(&self) {
+        self.caught_up.store(true, Ordering::Release);
+        for key in self.store.partitions() {
+            let image = self.metadata.image();
+            let assignment = image.assignment(key);
+            if assignment.is_some_and(|assignment| !assignment.holds(self.node)) {
+                self.remove_files(key).await;
+            }
+        }
+    }
+
+    fn topics(&self) -> Vec<Arc<Topic>> {
+        self.metadata.image().topics().cloned().collect()
     }
 
     async fn start_missing(&self) {
@@ -130,26 +157,20 @@ impl Reconciler {
         entry: &TopicPartitions,
         key: PartitionKey,
     ) -> Result<Running, BrokerError> {
-        let voters = entry
-            .topic
-            .assignments
-            .get(key.partition.get() as usize)
-            .cloned()
-            .unwrap_or_default();
-        if !voters.contains(&self.node) {
-            return Err(BrokerError::new(
-                Reason::NotLeader,
-                format!("this node holds no replica of {key}"),
-            ));
-        }
+        let assignment = entry.topic.assignments.get(key.partition.get() as usize);
+        let founders = match assignment {
+            Some(assignment) if assignment.original => assignment.replicas.clone(),
+            // It learns of the group from its leader.
+            _ => Box::default(),
+        };
         let replicator = self.replicator.clone();
         let config = entry.topic.config.clone();
         // A task of its own, so that starts use all cores.
         let started = tokio::spawn(async move {
-            let partition = replicator.start(key, &voters, config).await?;
+            let partition = replicator.start(key, &founders, config).await?;
             if let Some(damage) = partition.damage() {
                 tracing::error!(%damage, "a partition is not served");
-            } else if voters.len() == 1 {
+            } else if founders.len() == 1 {
                 partition.wait_leader(Self::LEADER_WAIT).await?;
             }
             Ok::<_, BrokerError>(partition)
@@ -161,17 +182,22 @@ impl Reconciler {
     }
 
     fn running(&self, partition: Partition) -> Running {
-        Running {
+        let running = Running {
             partition,
             stopped: self.stop.child_token(),
-        }
+        };
+        self.watcher.started(&running);
+        running
     }
 
-    async fn remove(&self, entry: &TopicPartitions) {
-        for running in entry.running() {
+    async fn remove(&self, gone: Gone) {
+        if let Some(running) = &gone.running {
             running.stopped.cancel();
             running.partition.shutdown().await;
-            self.remove_files(running.partition.key()).await;
+        }
+        let moved = self.metadata.image().topic_by_id(gone.key.topic).is_some();
+        if !moved || self.caught_up.load(Ordering::Acquire) {
+            self.remove_files(gone.key).await;
         }
     }
 

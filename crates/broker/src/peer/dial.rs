@@ -185,7 +185,13 @@ impl Peer {
         let greeted = timeout(HELLO_TIMEOUT, greeting).await;
         let (hello, messages) = greeted
             .map_err(|_| format!("it did not say hello within {HELLO_TIMEOUT:?}"))?
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| {
+                let reason = error.to_string();
+                if let StreamError::Refused(_) = error {
+                    self.host.refused(self.node, &reason);
+                }
+                reason
+            })?;
         let peer = check(hello, &own)?;
         if peer.node != self.node {
             let (found, wanted) = (peer.node, self.node);

@@ -31,6 +31,9 @@ pub(super) enum StreamError {
     #[error("the connection broke: {0}")]
     Lost(String),
     #[error("{0}")]
+    Ended(String),
+    /// It does not want to speak with this node.
+    #[error("{0}")]
     Refused(String),
     #[error("what it sent cannot be read: {0}")]
     Rubbish(String),
@@ -42,8 +45,9 @@ impl From<Status> for StreamError {
             Code::FailedPrecondition | Code::InvalidArgument | Code::Unavailable
                 if std::error::Error::source(&status).is_none() =>
             {
-                Self::Refused(status.message().to_owned())
+                Self::Ended(status.message().to_owned())
             }
+            Code::PermissionDenied => Self::Refused(status.message().to_owned()),
             _ => Self::Lost(super::causes(&status)),
         }
     }

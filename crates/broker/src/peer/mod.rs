@@ -63,6 +63,8 @@ pub(crate) trait Host: Debug + Send + Sync + 'static {
     fn heard_led(&self, from: NodeId, led: Vec<(PartitionKey, LeaderEpoch)>);
     /// Whether this node's link to another stands, both lanes of it. Called when that changes.
     fn peer_up(&self, node: NodeId, up: bool);
+    /// Another node does not want to speak with this one.
+    fn refused(&self, by: NodeId, reason: &str);
 }
 
 /// What a request counts for against `LANE_BYTES`. Both ends reckon alike.

@@ -87,7 +87,7 @@ impl PeerService {
             .and_then(|peer| self.host.admit(&peer).map(|()| peer))
             .map_err(|reason| {
                 tracing::debug!(%reason, "a node's link was refused");
-                Status::failed_precondition(reason)
+                Status::permission_denied(reason)
             })?;
         let hello = Answers {
             hello: Some(greet(&own, peer.node)),

@@ -262,6 +262,8 @@ impl Lane {
             accumulator.forget_topic(&self.partition);
         }
         self.leader = None;
+        // What was learnt before, that nobody leads, may be over.
+        self.leader_not_before = Some(Instant::now());
         self.phase = Phase::Draining;
         self.last_error = Some(error);
     }

@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use quipu_client::{Client, ClientConfig, ErrorReason};
 use quipu_model::{LeaderEpoch, Offset, ProducerId, RecordBatch};
 use quipu_proto::v1::{
+    self,
     admin_server::{Admin, AdminServer},
     list_offsets_request::At,
     log_server::{Log, LogServer},
@@ -460,6 +461,41 @@ impl Admin for Services {
         &self,
         _: Request<DescribeClusterRequest>,
     ) -> Result<Response<DescribeClusterResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn add_partitions(
+        &self,
+        _: Request<v1::AddPartitionsRequest>,
+    ) -> Result<Response<v1::AddPartitionsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn reassign_partition(
+        &self,
+        _: Request<v1::ReassignPartitionRequest>,
+    ) -> Result<Response<v1::ReassignPartitionResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn drain_node(
+        &self,
+        _: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn remove_node(
+        &self,
+        _: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     OpenError,
     io::{Disk, OpenMode, SystemClock, read_whole},
     log::{BLOCK_BYTES, PartitionState, Seal, SegmentState, segment_path},
-    store::{LOCK_FILE, partition_dir, read_format, read_raft_state},
+    store::{LOCK_FILE, partition_dir, read_format, read_peers, read_raft_state},
     wal::{Lsn, RecordKind, ReplayedRecord, UnrecoveredWal, WalConfig},
 };
 
@@ -61,6 +61,7 @@ pub fn verify(disk: &Arc<dyn Disk>) -> Result<VerifyReport, OpenError> {
     let _lock = lock(&**disk)?;
     let mut report = VerifyReport::default();
     report.note(read_format(&**disk));
+    report.note(read_peers(&**disk));
     let (after, states) = report.note(read_raft_state(&**disk)).unwrap_or_default();
     let mut cuts = Cuts::default();
     let wal = check_wal(disk, after, &mut cuts);

@@ -8,6 +8,7 @@ mod format;
 mod housekeeper;
 mod lifecycle;
 mod open;
+mod peers;
 mod scrub;
 
 use std::{
@@ -19,12 +20,13 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
-use quipu_model::PartitionKey;
+use quipu_model::{NodeId, PartitionKey};
 
 pub(crate) use self::{
     context::Context,
     format::{RAFT_STATE_FILE, read_format, read_raft_state, read_raft_state_at},
     open::LOCK_FILE,
+    peers::read as read_peers,
 };
 pub use self::{
     error::{OpenError, PartitionDamage},
@@ -73,6 +75,7 @@ pub struct Store {
     partitions: Partitions,
     /// Held while a partition is created or removed.
     lifecycle: Mutex<()>,
+    peers: peers::Peers,
     directory_id: [u8; 16],
     housekeeper: Mutex<Option<housekeeper::Housekeeper>>,
     /// Held until the store is closed or dropped.
@@ -85,6 +88,19 @@ impl Store {
     /// The random id that the directory got when it was created.
     pub fn directory_id(&self) -> [u8; 16] {
         self.directory_id
+    }
+
+    /// The data directory that another node was first met with, which is `directory_id` where it never was before. Durable on
+    /// return. Blocks.
+    ///
+    /// # Errors
+    /// Where what was remembered is unreadable or cannot be written.
+    pub fn remember_peer(
+        &self,
+        node: NodeId,
+        directory_id: [u8; 16],
+    ) -> Result<[u8; 16], OpenError> {
+        self.peers.remember(&*self.context.disk, node, directory_id)
     }
 
     /// A partition of this store.

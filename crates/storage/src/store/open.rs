@@ -149,6 +149,7 @@ impl UnrecoveredStore {
             context,
             partitions,
             lifecycle: Mutex::default(),
+            peers: super::peers::Peers::default(),
             directory_id: self.directory_id,
             housekeeper: Mutex::new(Some(housekeeper)),
             lock: Mutex::new(Some(self.lock)),

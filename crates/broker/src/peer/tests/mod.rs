@@ -48,6 +48,9 @@ fn batch(bytes: usize) -> RecordBatch {
     builder.build().unwrap()
 }
 
+/// Who said that it leads what.
+type Heard = Vec<(NodeId, Vec<(PartitionKey, LeaderEpoch)>)>;
+
 /// A node's side of its links: what it is, and what it heard.
 #[derive(Debug)]
 struct TestHost {
@@ -56,7 +59,7 @@ struct TestHost {
     partition: Mutex<Option<Partition>>,
     leads: AtomicBool,
     up: watch::Sender<HashMap<NodeId, bool>>,
-    heard: watch::Sender<Vec<(NodeId, Vec<(PartitionKey, LeaderEpoch)>)>>,
+    heard: watch::Sender<Heard>,
 }
 
 impl TestHost {
@@ -115,6 +118,8 @@ impl Host for TestHost {
             assert_ne!(seen.insert(node, up), Some(up), "told twice");
         });
     }
+
+    fn refused(&self, _: NodeId, _: &str) {}
 }
 
 /// Serves a node's end of the others' links.

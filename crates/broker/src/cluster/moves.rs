@@ -1,0 +1,174 @@
+//! What the leader of a partition sees to: that its group has the replicas that are wanted, and that the preferred one leads.
+
+use std::{collections::BTreeSet, collections::HashSet, sync::Arc, time::Duration};
+
+use quipu_model::NodeId;
+use quipu_proto::peer::v1::{FinishReassignment, change_request::Change};
+use quipu_replication::{AppendError, Partition};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::MetadataMembers;
+use crate::{core::Core, error::BrokerError, metadata::Assignment};
+
+/// Sees to the partitions that this node leads, until it stops.
+#[derive(Debug)]
+pub(crate) struct Steward {
+    pub(crate) core: Arc<Core>,
+    pub(crate) members: MetadataMembers,
+    /// Woken when this node begins to lead a partition.
+    pub(crate) wake: Arc<Notify>,
+    /// The nodes that are linked to.
+    pub(crate) linked: watch::Receiver<HashSet<NodeId>>,
+}
+
+/// Why a partition has not moved yet.
+#[derive(Debug, thiserror::Error)]
+enum MoveError {
+    #[error(transparent)]
+    Group(#[from] AppendError),
+    #[error(transparent)]
+    Metadata(#[from] BrokerError),
+}
+
+impl Steward {
+    /// How often it looks whether what could not be done before can be done now.
+    const INTERVAL: Duration = Duration::from_secs(2);
+    /// How often leaders return to where they are preferred.
+    const PREFERENCE_INTERVAL: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(10);
+    /// How many entries a replica may lack and still be about to lead or to vote.
+    const NEAR: u64 = 1000;
+
+    /// Runs until the node stops.
+    pub(crate) async fn run(self) {
+        let mut applied = self.core.metadata.applied();
+        let mut ticks = tokio::time::interval(Self::INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut preferred = Instant::now() + Self::PREFERENCE_INTERVAL;
+        loop {
+            tokio::select! {
+                () = self.core.stop.cancelled() => return,
+                changed = applied.changed() => if changed.is_err() { return },
+                () = self.wake.notified() => {}
+                _ = ticks.tick() => {}
+            }
+            applied.mark_unchanged();
+            if let Err(error) = self.members.see_to().await {
+                tracing::info!(%error, "the metadata's group is not as wanted yet");
+            }
+            self.move_partitions().await;
+            if Instant::now() >= preferred {
+                preferred = Instant::now() + Self::PREFERENCE_INTERVAL;
+                self.return_leaders().await;
+            }
+        }
+    }
+
+    async fn move_partitions(&self) {
+        for entry in self.core.table.snapshot().values() {
+            if entry.topic.is_everywhere() {
+                continue;
+            }
+            for (assignment, running) in entry.assigned() {
+                let partition = &running.partition;
+                if !assignment.is_moving() || !partition.is_leader() {
+                    continue;
+                }
+                match self.step(assignment, partition).await {
+                    Ok(true) => {
+                        tracing::info!(topic = %entry.topic.name, key = %partition.key(), replicas = ?assignment.replicas, "a partition has moved");
+                    }
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::info!(topic = %entry.topic.name, key = %partition.key(), %error, "a partition is still to move");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what can be done at once towards a move; whether it is done.
+    async fn step(
+        &self,
+        assignment: &Assignment,
+        partition: &Partition,
+    ) -> Result<bool, MoveError> {
+        let wanted: BTreeSet<NodeId> = assignment.replicas.iter().copied().collect();
+        let members = partition.members().borrow().clone();
+        if members.voters != wanted || members.changing {
+            let missing = wanted
+                .iter()
+                .filter(|node| !members.voters.contains(node) && !members.learners.contains(node));
+            for node in missing {
+                partition.add_learner(*node, Self::PATIENCE).await?;
+            }
+            if !wanted.iter().all(|node| self.is_near(partition, *node)) {
+                return Ok(false);
+            }
+            partition
+                .change_voters(&assignment.replicas, Self::PATIENCE)
+                .await?;
+        }
+        for node in members.learners.difference(&wanted) {
+            partition.remove_learner(*node, Self::PATIENCE).await?;
+        }
+        let key = partition.key();
+        let finish = FinishReassignment {
+            topic_id: key.topic.as_bytes().to_vec().into(),
+            partition: key.partition.get(),
+            replicas: wanted_in_order(assignment),
+        };
+        let controller = self.core.controller()?;
+        controller
+            .change(Change::FinishReassignment(finish))
+            .await?;
+        Ok(true)
+    }
+
+    /// Whether a replica has nearly all that the leader has.
+    fn is_near(&self, partition: &Partition, node: NodeId) -> bool {
+        if node == self.core.node {
+            return true;
+        }
+        let progress = partition.progress();
+        progress.iter().any(|follower| {
+            follower.node == node
+                && follower.last.is_none_or(|last| {
+                    let matched = follower.matched.map_or(0, |index| index.get() + 1);
+                    matched + Self::NEAR > last.get()
+                })
+        })
+    }
+
+    /// Hands over what another node is preferred to lead.
+    async fn return_leaders(&self) {
+        for entry in self.core.table.snapshot().values() {
+            for (assignment, running) in entry.assigned() {
+                let partition = &running.partition;
+                let Some(preferred) = assignment.replicas.first().copied() else {
+                    continue;
+                };
+                let here = preferred == self.core.node;
+                if here || assignment.is_moving() || !partition.is_leader() {
+                    continue;
+                }
+                let voter = partition.members().borrow().voters.contains(&preferred);
+                let up = self.linked.borrow().contains(&preferred);
+                if voter && up && self.is_near(partition, preferred) && !entry.topic.is_everywhere()
+                {
+                    let handed = partition.transfer_leader(preferred, Self::PATIENCE).await;
+                    if let Err(error) = handed {
+                        tracing::info!(key = %partition.key(), %preferred, %error, "the preferred leader does not lead yet");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn wanted_in_order(assignment: &Assignment) -> Vec<u64> {
+    assignment.replicas.iter().map(|node| node.get()).collect()
+}

@@ -1,0 +1,79 @@
+//! Which nodes hold a partition, and how that changes.
+
+use quipu_model::NodeId;
+use quipu_proto::internal::v1::PartitionAssignment;
+
+/// Which nodes hold a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Assignment {
+    /// Who holds it, or is to; the first is the preferred leader.
+    pub(crate) replicas: Box<[NodeId]>,
+    /// Who keeps it until the move under way is done. Empty: no move is under way.
+    pub(crate) leaving: Box<[NodeId]>,
+    /// Who joins by the move under way.
+    pub(crate) joining: Box<[NodeId]>,
+    /// Whether the group was made of `replicas`, and never changed. Only then may a node that has no log of it yet begin one by
+    /// itself; later it could vote with less than it once held.
+    pub(crate) original: bool,
+}
+
+impl Assignment {
+    /// As a new partition gets it.
+    pub(super) fn original(replicas: Box<[NodeId]>) -> Self {
+        Self {
+            replicas,
+            leaving: Box::default(),
+            joining: Box::default(),
+            original: true,
+        }
+    }
+
+    /// Whether a node is to have a replica at present.
+    pub(crate) fn holds(&self, node: NodeId) -> bool {
+        self.replicas.contains(&node) || self.leaving.contains(&node)
+    }
+
+    /// Whether the partition is moving to other nodes.
+    pub(crate) fn is_moving(&self) -> bool {
+        !self.leaving.is_empty() || !self.joining.is_empty()
+    }
+
+    /// Begins a move.
+    pub(super) fn move_to(&mut self, replicas: Box<[NodeId]>) {
+        let holders = self.replicas.iter().chain(&*self.leaving);
+        let (mut leaving, mut held) = (Vec::new(), Vec::new());
+        for node in holders.copied() {
+            // Who was to join by a move that this one replaces has nothing to keep, but may already be a member.
+            held.push(node);
+            if !replicas.contains(&node) {
+                leaving.push(node);
+            }
+        }
+        let joins = |node: &NodeId| !held.contains(node) || self.joining.contains(node);
+        self.joining = replicas.iter().copied().filter(joins).collect();
+        self.leaving = leaving.into();
+        self.replicas = replicas;
+        self.original = false;
+    }
+
+    /// Ends the move to `replicas`; `false` where others are wanted by now.
+    pub(super) fn moved_to(&mut self, replicas: &[NodeId]) -> bool {
+        let wanted = *self.replicas == *replicas;
+        if wanted {
+            self.leaving = Box::default();
+            self.joining = Box::default();
+        }
+        wanted
+    }
+}
+
+impl From<&PartitionAssignment> for Assignment {
+    fn from(assignment: &PartitionAssignment) -> Self {
+        Self::original(node_ids(&assignment.replicas))
+    }
+}
+
+/// Node ids from their numbers.
+pub(super) fn node_ids(ids: &[u64]) -> Box<[NodeId]> {
+    ids.iter().map(|id| NodeId::new(*id)).collect()
+}

@@ -1,0 +1,371 @@
+//! What a change comes to: it is checked against the image and becomes records, or is refused.
+
+use std::{collections::HashMap, sync::Arc};
+
+use quipu_model::{NodeId, TopicConfig, TopicId, TopicName};
+use quipu_proto::{
+    internal::v1::{
+        ClusterFormed, NodeDraining, NodeRegistered, NodeRemoved, PartitionAssignment,
+        PartitionsAdded, ProducerIdsReserved, ReassignmentBegun, ReassignmentDone,
+        TopicConfigChanged, TopicCreated, TopicDeleted, metadata_record::Record,
+    },
+    peer::v1::{
+        AddPartitions, AlterTopic, CreateTopic, FinishReassignment, Reassign, RegisterNode,
+        ReserveProducerIds, change_request::Change,
+    },
+};
+use uuid::Uuid;
+
+use super::{MetadataImage, Topic, assignment::node_ids, image::config_of, placement::Placement};
+use crate::error::{BrokerError, Reason};
+
+/// The most partitions that one topic may have.
+const MAX_PARTITIONS: u32 = 10_000;
+/// The most replicas of one partition.
+const MAX_REPLICATION_FACTOR: usize = 9;
+/// What a topic gets that says nothing, where there are as many nodes.
+const DEFAULT_REPLICATION_FACTOR: usize = 3;
+
+type Decided = Result<Vec<Record>, BrokerError>;
+
+/// The records that make a change; none where everything is as wanted already.
+pub(super) fn decide(image: &MetadataImage, change: Change) -> Decided {
+    match change {
+        Change::CreateTopic(new) => create_topic(image, new, TopicId::new(Uuid::new_v4())),
+        Change::AlterTopic(alter) => alter_topic(image, alter),
+        Change::DeleteTopic(delete) => {
+            let topic_id = id_of(&*changeable(image, &delete.name)?);
+            Ok(vec![Record::TopicDeleted(TopicDeleted { topic_id })])
+        }
+        Change::RegisterNode(node) => register_node(image, &node),
+        Change::ReserveProducerIds(wanted) => Ok(vec![reserve_producer_ids(image, &wanted)]),
+        Change::AddPartitions(add) => add_partitions(image, &add),
+        Change::Reassign(reassign) => begin_reassignment(image, &reassign),
+        Change::FinishReassignment(finish) => Ok(vec![finish_reassignment(finish)]),
+        Change::DrainNode(drain) => drain_node(image, NodeId::new(drain.node_id)),
+        Change::RemoveNode(remove) => remove_node(image, NodeId::new(remove.node_id)),
+    }
+}
+
+fn refused(reason: Reason, message: String) -> BrokerError {
+    BrokerError::new(reason, message)
+}
+
+fn id_of(topic: &Topic) -> bytes::Bytes {
+    topic.id.as_bytes().to_vec().into()
+}
+
+/// The topic of a name, where clients may change it.
+pub(super) fn changeable(image: &MetadataImage, name: &str) -> Result<Arc<Topic>, BrokerError> {
+    let name = TopicName::new(name)?;
+    if name.is_internal() {
+        return Err(internal_topic(&name));
+    }
+    let topic = image.topic(&name).cloned();
+    topic.ok_or_else(|| BrokerError::unknown_topic(name.as_str()))
+}
+
+/// The refusal of a write to a topic of the cluster's own.
+pub(crate) fn internal_topic(name: &TopicName) -> BrokerError {
+    refused(
+        Reason::InternalTopic,
+        format!(
+            "{name} is internal (names that begin with \"__\" are the cluster's own): it can be read, not written, created, altered or deleted"
+        ),
+    )
+}
+
+fn create_topic(image: &MetadataImage, new: CreateTopic, id: TopicId) -> Decided {
+    let name = TopicName::new(&new.name)?;
+    if name.is_internal() {
+        return Err(internal_topic(&name));
+    }
+    if image.topic(&name).is_some() {
+        return Err(refused(
+            Reason::TopicAlreadyExists,
+            format!("topic {name} already exists"),
+        ));
+    }
+    let partitions = check_partitions(new.partitions.max(1))?;
+    let mut placement = Placement::new(image);
+    let factor = match new.replication_factor as usize {
+        0 if placement.node_count() >= DEFAULT_REPLICATION_FACTOR => DEFAULT_REPLICATION_FACTOR,
+        0 => 1,
+        given => check_factor(given, placement.node_count())?,
+    };
+    config_of(&new.config)?;
+    Ok(vec![Record::TopicCreated(TopicCreated {
+        name: new.name,
+        topic_id: id.as_bytes().to_vec().into(),
+        partitions: place(&mut placement, partitions, factor),
+        config: new.config,
+    })])
+}
+
+fn check_partitions(partitions: u32) -> Result<u32, BrokerError> {
+    if partitions > MAX_PARTITIONS {
+        return Err(refused(
+            Reason::InvalidRequest,
+            format!("{partitions} partitions are refused: give 1 to {MAX_PARTITIONS}"),
+        ));
+    }
+    Ok(partitions)
+}
+
+fn check_factor(factor: usize, nodes: usize) -> Result<usize, BrokerError> {
+    let most = nodes.min(MAX_REPLICATION_FACTOR);
+    if factor > most {
+        return Err(refused(
+            Reason::InvalidRequest,
+            format!(
+                "replication factor {factor} is refused: the cluster has {nodes} node(s) that take partitions, give 1 to {most}"
+            ),
+        ));
+    }
+    Ok(factor)
+}
+
+fn place(placement: &mut Placement<'_>, count: u32, factor: usize) -> Vec<PartitionAssignment> {
+    let assignment = |nodes: Vec<NodeId>| PartitionAssignment {
+        replicas: numbers(&nodes),
+    };
+    (0..count)
+        .map(|_| assignment(placement.place(factor)))
+        .collect()
+}
+
+fn numbers(nodes: &[NodeId]) -> Vec<u64> {
+    nodes.iter().map(|node| node.get()).collect()
+}
+
+fn alter_topic(image: &MetadataImage, alter: AlterTopic) -> Decided {
+    let topic = changeable(image, &alter.name)?;
+    let mut settings = HashMap::clone(&topic.settings);
+    for name in &alter.reset {
+        // An unknown name is refused, as it is when it is set.
+        config_of(&HashMap::from([(name.clone(), default_of(name))]))?;
+        settings.remove(name);
+    }
+    settings.extend(alter.set);
+    config_of(&settings)?;
+    Ok(vec![Record::TopicConfigChanged(TopicConfigChanged {
+        topic_id: id_of(&topic),
+        config: settings,
+    })])
+}
+
+fn default_of(name: &str) -> String {
+    let mut defaults = TopicConfig::default().settings();
+    defaults.remove(name).unwrap_or_default()
+}
+
+/// A node's number stands for one data directory: another one would lack what the first has acknowledged.
+fn register_node(image: &MetadataImage, node: &RegisterNode) -> Decided {
+    let id = NodeId::new(node.node_id);
+    if image.removed_nodes.contains(&id) {
+        return Err(refused(
+            Reason::InvalidRequest,
+            format!(
+                "node {id} was removed from the cluster: start this broker on an empty data directory with a --node-id that was never used"
+            ),
+        ));
+    }
+    let mut records = Vec::new();
+    if image.cluster_id.is_none() {
+        records.push(Record::ClusterFormed(ClusterFormed {
+            cluster_id: Uuid::new_v4().as_bytes().to_vec().into(),
+        }));
+    }
+    match image.nodes.get(&id) {
+        Some(known) if known.directory_id[..] != node.directory_id[..] => {
+            return Err(other_directory(id));
+        }
+        Some(known) if known.address == node.address && known.rack == node.rack => {}
+        _ => records.push(Record::Node(NodeRegistered {
+            node_id: node.node_id,
+            address: node.address.clone(),
+            directory_id: node.directory_id.clone(),
+            rack: node.rack.clone(),
+        })),
+    }
+    Ok(records)
+}
+
+/// The refusal of a node that comes with another data directory than it had.
+pub(crate) fn other_directory(node: NodeId) -> BrokerError {
+    refused(
+        Reason::InvalidRequest,
+        format!(
+            "node {node} is known with another data directory: bring that directory back, or give this one a --node-id that was never used, --join the cluster, and `quipu cluster decommission {node}`"
+        ),
+    )
+}
+
+fn reserve_producer_ids(image: &MetadataImage, wanted: &ReserveProducerIds) -> Record {
+    Record::ProducerIdsReserved(ProducerIdsReserved {
+        node_id: wanted.node_id,
+        next_id: image.next_producer_id + i64::from(wanted.count),
+    })
+}
+
+fn add_partitions(image: &MetadataImage, add: &AddPartitions) -> Decided {
+    let topic = changeable(image, &add.name)?;
+    let (before, wanted) = (topic.assignments.len(), check_partitions(add.partitions)?);
+    let more = (wanted as usize).saturating_sub(before);
+    if more == 0 {
+        return Err(refused(
+            Reason::InvalidRequest,
+            format!(
+                "topic {} has {before} partitions: give a larger number, partitions are never taken away",
+                topic.name
+            ),
+        ));
+    }
+    let mut placement = Placement::new(image);
+    let factor = check_factor(topic.replication_factor(), placement.node_count())?;
+    let partitions = place(&mut placement, wanted - before as u32, factor);
+    Ok(vec![Record::PartitionsAdded(PartitionsAdded {
+        topic_id: id_of(&topic),
+        partitions,
+    })])
+}
+
+fn begin_reassignment(image: &MetadataImage, reassign: &Reassign) -> Decided {
+    let topic = changeable(image, &reassign.name)?;
+    let number = reassign.partition;
+    let assignment = topic.assignments.get(number as usize).ok_or_else(|| {
+        refused(
+            Reason::UnknownPartition,
+            format!(
+                "topic {} has partitions 0 to {}, not {number}",
+                topic.name,
+                topic.assignments.len() - 1
+            ),
+        )
+    })?;
+    let wanted = node_ids(&reassign.replicas);
+    check_replicas(image, &wanted)?;
+    if assignment.replicas == wanted {
+        return Ok(Vec::new());
+    }
+    Ok(vec![Record::ReassignmentBegun(ReassignmentBegun {
+        topic_id: id_of(&topic),
+        partition: number,
+        replicas: reassign.replicas.clone(),
+    })])
+}
+
+fn check_replicas(image: &MetadataImage, wanted: &[NodeId]) -> Result<(), BrokerError> {
+    let mut seen = Vec::new();
+    for node in wanted {
+        let trouble = match image.nodes.get(node) {
+            None => Some("is not registered"),
+            Some(known) if known.draining => Some("is being decommissioned"),
+            Some(_) if seen.contains(node) => Some("is named twice"),
+            Some(_) => None,
+        };
+        if let Some(trouble) = trouble {
+            return Err(refused(
+                Reason::InvalidRequest,
+                format!("node {node} {trouble}: name registered nodes, each once"),
+            ));
+        }
+        seen.push(*node);
+    }
+    if !(1..=MAX_REPLICATION_FACTOR).contains(&wanted.len()) {
+        return Err(refused(
+            Reason::InvalidRequest,
+            format!(
+                "{} replicas are refused: name 1 to {MAX_REPLICATION_FACTOR} nodes",
+                wanted.len()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn finish_reassignment(finish: FinishReassignment) -> Record {
+    Record::ReassignmentDone(ReassignmentDone {
+        topic_id: finish.topic_id,
+        partition: finish.partition,
+        replicas: finish.replicas,
+    })
+}
+
+/// Marks the node and moves all that it holds to others.
+fn drain_node(image: &MetadataImage, node: NodeId) -> Decided {
+    known_node(image, node)?;
+    let mut drained = image.clone();
+    let draining = Record::NodeDraining(NodeDraining {
+        node_id: node.get(),
+    });
+    if let Some(known) = drained.nodes.get_mut(&node) {
+        known.draining = true;
+    }
+    let mut placement = Placement::new(&drained);
+    let mut records = vec![draining];
+    for topic in image.topics().filter(|topic| !topic.name.is_internal()) {
+        for (partition, assignment) in (0..).zip(topic.assignments.iter()) {
+            if !assignment.replicas.contains(&node) {
+                continue;
+            }
+            let factor = assignment.replicas.len();
+            let staying = assignment.replicas.iter().copied();
+            let staying = staying.filter(|replica| *replica != node).collect();
+            let replicas = placement.complete(staying, factor);
+            if replicas.len() < factor {
+                return Err(refused(
+                    Reason::InvalidRequest,
+                    format!(
+                        "node {node} cannot be emptied: partition {partition} of {} has {factor} replicas and only {} other node(s) take partitions; add a node first, or reassign to fewer replicas",
+                        topic.name,
+                        placement.node_count()
+                    ),
+                ));
+            }
+            records.push(Record::ReassignmentBegun(ReassignmentBegun {
+                topic_id: id_of(topic),
+                partition,
+                replicas: numbers(&replicas),
+            }));
+        }
+    }
+    Ok(records)
+}
+
+fn remove_node(image: &MetadataImage, node: NodeId) -> Decided {
+    let known = known_node(image, node)?;
+    let assignments = image
+        .topics()
+        .filter(|topic| !topic.name.is_internal())
+        .flat_map(|topic| topic.assignments.iter());
+    let held = assignments
+        .filter(|assignment| assignment.holds(node))
+        .count();
+    if held > 0 || !known.draining {
+        return Err(refused(
+            Reason::InvalidRequest,
+            format!(
+                "node {node} still holds {held} partition(s): empty it with `quipu cluster decommission {node}`"
+            ),
+        ));
+    }
+    Ok(vec![Record::NodeRemoved(NodeRemoved {
+        node_id: node.get(),
+    })])
+}
+
+fn known_node(
+    image: &MetadataImage,
+    node: NodeId,
+) -> Result<&super::image::RegisteredNode, BrokerError> {
+    image.nodes.get(&node).ok_or_else(|| {
+        refused(
+            Reason::InvalidRequest,
+            format!("node {node} is not registered: `quipu cluster nodes` lists those that are"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;
