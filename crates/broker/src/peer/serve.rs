@@ -205,7 +205,7 @@ struct State {
 
 /// A node that has opened a stream, and what it has asked on it.
 #[derive(Debug)]
-struct Caller {
+pub(super) struct Caller {
     from: NodeId,
     host: Arc<dyn Host>,
     state: Mutex<State>,
@@ -213,7 +213,7 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(from: NodeId, host: Arc<dyn Host>) -> Arc<Self> {
+    pub(super) fn new(from: NodeId, host: Arc<dyn Host>) -> Arc<Self> {
         Arc::new(Self {
             from,
             host,
@@ -233,7 +233,7 @@ impl Caller {
     }
 
     /// What is to be answered, as soon as anything is; the status with which the stream ended.
-    async fn answers(&self) -> Result<Answers, Status> {
+    pub(super) async fn answers(&self) -> Result<Answers, Status> {
         loop {
             {
                 let mut state = self.state.lock();
@@ -256,7 +256,7 @@ impl Caller {
 
     /// # Errors
     /// Where no node of this version asks so, or asks for so much: the stream is to be cut.
-    fn take(self: &Arc<Self>, message: Requests) -> Result<(), String> {
+    pub(super) fn take(self: &Arc<Self>, message: Requests) -> Result<(), String> {
         for request in message.requests {
             match request.group.is_some() {
                 true => self.begin(request)?,

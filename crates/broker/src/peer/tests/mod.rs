@@ -1,6 +1,9 @@
 //! Nodes linked over real sockets.
 
 mod cluster;
+mod links;
+mod misuse;
+mod queue;
 mod wire;
 
 use std::{

@@ -1,0 +1,186 @@
+//! What a broker of this version never sends is refused, with a reason, and costs little.
+
+use bytes::Bytes;
+use futures::stream;
+use quipu_model::NodeId;
+use quipu_proto::peer::v1::{
+    Answers, Append, Cancel, End, Entry, Group, Hello, Led, Request, Requests, VoteRequest, answer,
+    peer_client::PeerClient, request::Kind,
+};
+use tonic::{Code, Status, Streaming};
+
+use super::{super::serve::Caller, LONG, TestHost, listen};
+
+fn hello() -> Requests {
+    let hello = Hello {
+        version: 1,
+        node_id: 1,
+        target_node_id: 2,
+        directory_id: Bytes::from_static(&[1; 16]),
+        cluster_id: None,
+    };
+    Requests {
+        hello: Some(hello),
+        ..Requests::default()
+    }
+}
+
+fn request(call: u64, group: bool, kind: Option<Kind>) -> Request {
+    let group = group.then(|| Group {
+        topic_id: Bytes::from_static(&[7; 16]),
+        partition: 0,
+    });
+    Request {
+        call,
+        group,
+        last: false,
+        kind,
+    }
+}
+
+fn requests(requests: Vec<Request>) -> Requests {
+    Requests {
+        requests,
+        ..Requests::default()
+    }
+}
+
+/// Says these to node 2, over tonic's own client.
+async fn say(messages: Vec<Requests>) -> Result<Streaming<Answers>, Status> {
+    let host = TestHost::new(2);
+    let (address, _) = listen(&host, None).await;
+    let mut client = PeerClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
+    let kept_open = futures::StreamExt::chain(stream::iter(messages), stream::pending());
+    Ok(client.link(kept_open).await?.into_inner())
+}
+
+/// What node 2 ends the stream with.
+async fn refused(messages: Vec<Requests>) -> Status {
+    let mut answers = match say(messages).await {
+        Ok(answers) => answers,
+        Err(status) => return status,
+    };
+    loop {
+        let answer = tokio::time::timeout(LONG, answers.message()).await;
+        match answer.expect("the stream should end") {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it ended in order"),
+            Err(status) => return status,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_begins_with_a_hello_of_this_version_for_this_node() {
+    let told = |change: fn(&mut Hello)| {
+        let mut message = hello();
+        message.hello.as_mut().map(change);
+        refused(vec![message])
+    };
+    for (status, reason) in [
+        (refused(vec![Requests::default()]).await, "not a hello"),
+        (told(|hello| hello.version = 2).await, "upgrade the older"),
+        (
+            told(|hello| hello.target_node_id = 3).await,
+            "looks for node 3",
+        ),
+        (
+            told(|hello| hello.directory_id = Bytes::new()).await,
+            "16 bytes",
+        ),
+        (
+            told(|hello| hello.cluster_id = Some(Bytes::from_static(b"x"))).await,
+            "16 bytes",
+        ),
+        (
+            told(|hello| hello.cluster_id = Some(Bytes::from_static(&[3; 16]))).await,
+            "another cluster",
+        ),
+    ] {
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        assert!(status.message().contains(reason), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn calls_that_cannot_be_end_the_stream() {
+    let vote = || Some(Kind::Vote(VoteRequest::default()));
+    let nameless = Requests {
+        led: vec![Led::default()],
+        ..Requests::default()
+    };
+    for (message, reason) in [
+        (
+            requests(vec![request(3, true, vote()), request(3, true, vote())]),
+            "call 3 was made again",
+        ),
+        (
+            requests(vec![request(1, false, Some(Kind::End(End {})))]),
+            "without having begun",
+        ),
+        (
+            requests(vec![Request {
+                group: Some(Group::default()),
+                ..request(1, true, vote())
+            }]),
+            "a topic id of 0 bytes",
+        ),
+        (nameless, "without its name"),
+    ] {
+        let status = refused(vec![hello(), message]).await;
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains(reason), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_to_a_replica_that_is_not_here_fails_alone_and_what_follows_in_it_is_passed_over() {
+    let append = || Some(Kind::Append(Append::default()));
+    let messages = vec![
+        hello(),
+        requests(vec![
+            request(1, true, append()),
+            request(1, false, append()),
+            request(1, false, Some(Kind::Cancel(Cancel {}))),
+            // Of a kind that a later version may have.
+            request(5, true, None),
+        ]),
+    ];
+    let mut answers = say(messages).await.unwrap();
+    let hello = answers.message().await.unwrap().unwrap().hello.unwrap();
+    assert_eq!(hello.node_id, 2);
+    let mut failed = Vec::new();
+    while failed.len() < 2 {
+        failed.extend(answers.message().await.unwrap().unwrap().answers);
+    }
+    assert_eq!([failed[0].call, failed[1].call], [1, 5]);
+    let Some(answer::Kind::Failed(reason)) = &failed[0].kind else {
+        panic!("{failed:?}");
+    };
+    assert!(reason.contains("no replica of"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_read_its_answers_is_cut() {
+    let caller = Caller::new(NodeId::new(1), TestHost::new(2));
+    let entry = Entry {
+        data: vec![0; 1 << 20].into(),
+        ..Entry::default()
+    };
+    let append = Kind::Append(Append {
+        entries: vec![entry],
+        ..Append::default()
+    });
+    let ask = |call| caller.take(requests(vec![request(call, true, Some(append.clone()))]));
+    for call in 1..=63 {
+        ask(call).unwrap();
+    }
+    assert_eq!(caller.answers().await.unwrap().answers.len(), 63);
+    for call in 64..=126 {
+        ask(call).unwrap();
+    }
+    let error = ask(127).unwrap_err();
+    assert!(error.contains("are not answered"), "{error}");
+}
