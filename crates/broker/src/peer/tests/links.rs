@@ -79,10 +79,12 @@ fn request(entries: usize, bytes: usize) -> AppendRequest {
     AppendRequest::from_parts(parts).unwrap()
 }
 
+/// What is wrong between node 1 and node 2.
+type Wrong = fn(&TestHost, &TestHost);
+
 #[tokio::test]
 async fn nodes_that_do_not_belong_together_are_not_linked() {
-    // What is wrong, and what whoever looks into the log is told.
-    let wrong: [(fn(&TestHost, &TestHost), &str); 5] = [
+    let wrong: [(Wrong, &str); 5] = [
         (
             |one, _| one.identity.lock().cluster_id = Some(Uuid::from_bytes([1; 16])),
             "another cluster",

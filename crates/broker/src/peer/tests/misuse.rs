@@ -1,15 +1,20 @@
 //! What a broker of this version never sends is refused, with a reason, and costs little.
 
-use bytes::Bytes;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
 use futures::stream;
 use quipu_model::NodeId;
 use quipu_proto::peer::v1::{
-    Answers, Append, Cancel, End, Entry, Group, Hello, Led, Request, Requests, VoteRequest, answer,
-    peer_client::PeerClient, request::Kind,
+    Answers, Append, Cancel, End, Entry, EntryKind, Group, Hello, Led, Request, Requests, Vote,
+    VoteRequest, answer, peer_client::PeerClient, request::Kind,
 };
 use tonic::{Code, Status, Streaming};
 
-use super::{super::serve::Caller, LONG, TestHost, listen};
+use super::{
+    super::{LANE_CALLS, convert::to_group, serve::Caller},
+    LONG, Node, TestHost, batch, key, listen,
+};
 
 fn hello() -> Requests {
     let hello = Hello {
@@ -183,4 +188,65 @@ async fn a_node_that_does_not_read_its_answers_is_cut() {
     }
     let error = ask(127).unwrap_err();
     assert!(error.contains("are not answered"), "{error}");
+}
+
+/// What a node with a replica of the group answers.
+async fn answered(kind: Kind) -> answer::Kind {
+    let node = Node::start(2).await;
+    node.take_part(&[NodeId::new(1), NodeId::new(2)]).await;
+    let caller = Caller::new(NodeId::new(1), Arc::clone(&node.host) as _);
+    caller.take(requests(vec![here(1, kind)])).unwrap();
+    let mut answers = caller.answers().await.unwrap().answers;
+    node.stop().await;
+    answers.remove(0).kind.unwrap()
+}
+
+fn here(call: u64, kind: Kind) -> Request {
+    Request {
+        call,
+        group: Some(to_group(key())),
+        last: false,
+        kind: Some(kind),
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_damaged_or_an_entry_of_another_version_fails_its_call_alone() {
+    let mut damaged = BytesMut::from(&batch(100).into_bytes()[..]);
+    damaged[90] ^= 1;
+    let damaged = Entry {
+        kind: EntryKind::Batch.into(),
+        data: damaged.freeze(),
+        ..Entry::default()
+    };
+    let unknown = Entry {
+        kind: 99,
+        ..Entry::default()
+    };
+    for (entry, told) in [(damaged, "the batch of entry 0.0"), (unknown, "of kind 99")] {
+        let append = Append {
+            leader: Some(Vote::default()),
+            entries: vec![entry],
+            ..Append::default()
+        };
+        let answer::Kind::Failed(reason) = answered(Kind::Append(append)).await else {
+            panic!("it was taken");
+        };
+        assert!(reason.contains(told), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_may_have_so_many_calls_open_and_no_more() {
+    let node = Node::start(2).await;
+    node.take_part(&[NodeId::new(1), NodeId::new(2)]).await;
+    let caller = Caller::new(NodeId::new(1), Arc::clone(&node.host) as _);
+    // Nothing else runs before the next await.
+    let votes = (1..=LANE_CALLS as u64).map(|call| here(call, Kind::Vote(VoteRequest::default())));
+    caller.take(requests(votes.collect())).unwrap();
+    let next = here(1 << 20, Kind::Vote(VoteRequest::default()));
+    let error = caller.take(requests(vec![next])).unwrap_err();
+    assert!(error.contains("calls are open"), "{error}");
+    drop(caller);
+    node.stop().await;
 }
