@@ -5,6 +5,7 @@
 //! asks on it, the other answers, so between two nodes stand four streams.
 
 mod append;
+mod caller;
 mod convert;
 mod dial;
 mod frame;

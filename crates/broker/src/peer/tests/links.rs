@@ -21,7 +21,8 @@ use quipu_replication::{
     AppendParts, AppendRequest, TransferParts, Transport, TransportError, VoteParts,
 };
 use quipu_storage::{LogEntry, Payload};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
@@ -314,4 +315,36 @@ async fn answers_to_what_was_not_asked_break_the_link() {
         assert!(error.contains(told), "{error}");
         links.shutdown().await;
     }
+}
+
+/// Stands between two nodes until it falls silent, with its connections open.
+async fn proxy(to: SocketAddr, silent: CancellationToken) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = TcpStream::connect(to).await.unwrap();
+            let silent = silent.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = silent.cancelled() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_machine_that_falls_silent_is_noticed_though_nothing_is_sent() {
+    let (one, two) = (TestHost::new(1), TestHost::new(2));
+    let (address, _stop) = listen(&two, None).await;
+    let silent = CancellationToken::new();
+    let links = links(&one, proxy(address, silent.clone()).await);
+    one.sees(2, true).await;
+    silent.cancel();
+    one.sees(2, false).await;
+    links.shutdown().await;
 }

@@ -12,7 +12,7 @@ use quipu_proto::peer::v1::{
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    super::{LANE_CALLS, convert::to_group, serve::Caller},
+    super::{LANE_CALLS, caller::Caller, convert::to_group},
     LONG, Node, TestHost, batch, key, listen,
 };
 
