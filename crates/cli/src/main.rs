@@ -172,6 +172,13 @@ mod tests {
             "quipu consume t --from=@1700000000000 --partition 1 --partition 2",
             "quipu bench produce --records 10 --record-size 100 --producers 4 --batch-bytes 1MiB --rate 1000",
             "quipu bench consume --topic t --json",
+            "quipu server --node-id 1 --data-dir d --voters 1@a:9093,2@b:9093 --rack r1",
+            "quipu server --node-id 4 --data-dir d --join a:9093,b:9093",
+            "quipu cluster status --json",
+            "quipu cluster nodes",
+            "quipu cluster reassign t --partition 1 --replicas 1,2,4 --no-wait",
+            "quipu cluster transfer-leader t --partition 1 --to 2",
+            "quipu cluster decommission 3",
             "quipu log dump f --records",
             "quipu log verify d",
         ] {
@@ -189,7 +196,8 @@ mod tests {
             "quipu produce t --acks some",
             "quipu consume t --from soon",
             "quipu topic create t --config retention.ms",
-            "quipu server --voters 1@h:9093",
+            "quipu server --voters 1@h:9093 --join h:9093",
+            "quipu cluster reassign t --partition 1",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -66,6 +66,7 @@ async fn begin(
     let call = AppendCall {
         call: link.call()?,
         rooms: VecDeque::new(),
+        open_bytes: 0,
         link,
         node: peer.node,
         requests: (!beats).then(|| second.chain(requests).boxed()),
@@ -87,6 +88,7 @@ struct AppendCall {
     call: Call,
     /// Of the requests that are not answered, with what each counts for.
     rooms: VecDeque<(usize, Room)>,
+    open_bytes: usize,
     link: Arc<Link>,
     node: NodeId,
     /// `None` after the last.
@@ -137,11 +139,10 @@ impl AppendCall {
 
     async fn event(&mut self) -> Event {
         let deadline = self.call.deadline(self.timeout);
-        let open_bytes: usize = self.rooms.iter().map(|(cost, _)| cost).sum();
         let requests = self
             .requests
             .as_mut()
-            .filter(|_| self.waiting.is_none() && open_bytes < CALL_BYTES);
+            .filter(|_| self.waiting.is_none() && self.open_bytes < CALL_BYTES);
         tokio::select! {
             biased;
             answer = self.call.answer() => Event::Answer(answer),
@@ -158,6 +159,7 @@ impl AppendCall {
         let cost = cost(&request);
         if matches!(request.kind, Some(Kind::Append(_))) {
             self.rooms.push_back((cost, Arc::clone(&room)));
+            self.open_bytes += cost;
         }
         self.call.send(request, cost, room, self.haste);
     }
@@ -165,7 +167,9 @@ impl AppendCall {
     fn answer(&mut self, answer: answer::Kind) -> Option<Result<AppendResponse, String>> {
         match answer {
             answer::Kind::Append(answer) => {
-                self.rooms.pop_front();
+                if let Some((cost, _)) = self.rooms.pop_front() {
+                    self.open_bytes -= cost;
+                }
                 return Some(from_append_answer(answer));
             }
             answer::Kind::Done(_) => {}

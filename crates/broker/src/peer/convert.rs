@@ -276,3 +276,86 @@ pub(super) fn from_transfer_answer(answer: TransferAnswer) -> Result<TransferRes
     };
     Ok(outcome.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use quipu_model::{LogId, NodeId, Term, Vote};
+    use quipu_replication::{
+        AppendOutcome, TransferOutcome, TransferParts, VoteOutcome, VoteParts,
+    };
+
+    const VOTE: Vote = Vote {
+        term: Term::new(7),
+        node: NodeId::new(2),
+        committed: true,
+    };
+    const LAST: Option<LogId> = Some(LogId::new(6, 90));
+
+    #[test]
+    fn requests_come_through_as_they_were() {
+        let vote = VoteParts {
+            candidate: VOTE,
+            last: LAST,
+            transfer: true,
+        };
+        let wire = super::to_vote_request(vote.into());
+        assert_eq!(
+            VoteParts::from(super::from_vote_request(wire).unwrap()),
+            vote
+        );
+        let transfer = TransferParts {
+            leader: VOTE,
+            to: NodeId::new(3),
+            last: LAST,
+        };
+        let wire = super::to_transfer(transfer.into());
+        assert_eq!(
+            TransferParts::from(super::from_transfer(wire).unwrap()),
+            transfer
+        );
+        assert!(super::from_transfer(Default::default()).is_err());
+    }
+
+    #[test]
+    fn answers_come_through_as_they_were() {
+        let vote = VoteOutcome {
+            vote: VOTE,
+            granted: true,
+            last: LAST,
+        };
+        let wire = super::to_vote_answer(vote.into());
+        assert_eq!(
+            VoteOutcome::from(super::from_vote_answer(wire).unwrap()),
+            vote
+        );
+        for outcome in [
+            AppendOutcome::Matched(None),
+            AppendOutcome::Matched(LAST),
+            AppendOutcome::Conflict(LogId::new(1, 2)),
+            AppendOutcome::HigherVote(VOTE),
+        ] {
+            let wire = super::to_append_answer(outcome.into());
+            let read = super::from_append_answer(wire).unwrap();
+            assert_eq!(AppendOutcome::from(read), outcome);
+        }
+        let other = Vote {
+            committed: false,
+            ..VOTE
+        };
+        for outcome in [
+            TransferOutcome::Accepted,
+            TransferOutcome::VoteChanged {
+                expected: VOTE,
+                actual: other,
+            },
+            TransferOutcome::LogNotFlushed {
+                expected: LAST,
+                actual: None,
+            },
+        ] {
+            let wire = super::to_transfer_answer(outcome.into());
+            let read = super::from_transfer_answer(wire).unwrap();
+            assert_eq!(TransferOutcome::from(read), outcome);
+        }
+    }
+}

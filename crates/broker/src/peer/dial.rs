@@ -11,7 +11,7 @@ use quipu_proto::peer::v1::Answers;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Code, Status,
+    Status,
     body::Body,
     transport::{Channel, Endpoint},
 };
@@ -19,7 +19,7 @@ use tower::ServiceExt;
 
 use super::{
     Host, causes,
-    frame::{Messages, StreamError},
+    frame::{Messages, StreamError, refusal},
     hello::{check, greet},
     link::Link,
 };
@@ -111,7 +111,7 @@ impl Peer {
             () = stop.cancelled() => {}
             never = self.redial(lane) => match never {},
         }
-        self.lower(lane, "this node no longer keeps it");
+        self.end();
     }
 
     async fn redial(&self, lane: Lane) -> std::convert::Infallible {
@@ -136,11 +136,19 @@ impl Peer {
         }
     }
 
-    fn raise(&self, lane: Lane, link: &Arc<Link>) {
-        if lane == Lane::Control {
-            link.announce(&self.host.led());
+    /// Ends the links, and lets no more be made. When it returns, the host has heard that they are down.
+    pub(super) fn end(&self) {
+        self.stop.cancel();
+        for lane in [Lane::Control, Lane::Data] {
+            self.lower(lane, "this node no longer keeps it");
         }
+    }
+
+    fn raise(&self, lane: Lane, link: &Arc<Link>) {
         let mut standing = self.standing.lock();
+        if self.stop.is_cancelled() {
+            return;
+        }
         *standing.lane(lane) = Some(Arc::clone(link));
         if standing.whole() {
             standing.trouble = None;
@@ -148,13 +156,18 @@ impl Peer {
             self.host.peer_up(self.node, true);
             tracing::info!(node = %self.node, address = %self.address, "linked to a node");
         }
+        drop(standing);
+        if lane == Lane::Control {
+            // What began to be led since the link was in its place was announced on it.
+            link.announce(&self.host.led());
+        }
     }
 
     fn lower(&self, lane: Lane, reason: &str) {
         let mut standing = self.standing.lock();
         let stood = standing.whole();
         let link = standing.lane(lane).take();
-        if stood && link.is_some() {
+        if stood {
             self.host.peer_up(self.node, false);
         }
         drop(standing);
@@ -230,8 +243,8 @@ async fn open(channel: Channel, body: Body) -> Result<Body, StreamError> {
         .map_err(|error| StreamError::Lost(error.to_string()))?;
     let response = channel.oneshot(request).await;
     let response = response.map_err(|error| StreamError::Lost(causes(&error)))?;
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() != Code::Ok => Err(status.into()),
+    match refusal(response.headers()) {
+        Some(refusal) => Err(refusal),
         _ if response.status() != http::StatusCode::OK => Err(StreamError::Lost(format!(
             "it answers with HTTP status {}: is it a broker?",
             response.status()

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::HeaderMap;
 use http_body_util::BodyExt;
 use prost::{
     Message,
@@ -39,17 +40,14 @@ pub(super) enum StreamError {
     Rubbish(String),
 }
 
-impl From<Status> for StreamError {
-    fn from(status: Status) -> Self {
-        match status.code() {
-            Code::FailedPrecondition | Code::InvalidArgument | Code::Unavailable
-                if std::error::Error::source(&status).is_none() =>
-            {
-                Self::Ended(status.message().to_owned())
-            }
-            Code::PermissionDenied => Self::Refused(status.message().to_owned()),
-            _ => Self::Lost(super::causes(&status)),
-        }
+/// Why a peer ended a stream, as it says in the headers or trailers; `None` where it ended in order.
+pub(super) fn refusal(headers: &HeaderMap) -> Option<StreamError> {
+    let status = Status::from_header_map(headers)?;
+    match (status.code(), status.message()) {
+        (Code::Ok, _) => None,
+        (Code::PermissionDenied, message) => Some(StreamError::Refused(message.to_owned())),
+        (code, "") => Some(StreamError::Ended(code.description().to_owned())),
+        (_, message) => Some(StreamError::Ended(message.to_owned())),
     }
 }
 
@@ -248,14 +246,12 @@ impl Messages {
             let Some(frame) = self.body.frame().await else {
                 return self.ended();
             };
-            match frame?.into_data() {
+            let frame = frame.map_err(|status| StreamError::Lost(super::causes(&status)))?;
+            match frame.into_data() {
                 Ok(data) => self.gathered.push(data),
                 Err(frame) => {
-                    let status = frame
-                        .trailers_ref()
-                        .and_then(Status::from_header_map)
-                        .filter(|status| status.code() != Code::Ok);
-                    return status.map_or_else(|| self.ended(), |status| Err(status.into()));
+                    let refusal = frame.trailers_ref().and_then(refusal);
+                    return refusal.map_or_else(|| self.ended(), Err);
                 }
             }
         }

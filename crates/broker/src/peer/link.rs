@@ -18,7 +18,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{LANE_BYTES, TARGET_BYTES, convert::to_group, frame::encode_requests};
+use super::{LANE_BYTES, LANE_CALLS, TARGET_BYTES, convert::to_group, frame::encode_requests};
 
 /// How long a heartbeat waits for those of other groups.
 const LINGER: Duration = Duration::from_millis(10);
@@ -139,7 +139,10 @@ impl Link {
     /// Tells the other node of groups that this one leads.
     pub(super) fn announce(&self, led: &[(PartitionKey, LeaderEpoch)]) {
         let mut state = self.state.lock();
-        state.led.extend(led.iter().copied());
+        for (key, epoch) in led {
+            let newest = state.led.entry(*key).or_insert(*epoch);
+            *newest = (*newest).max(*epoch);
+        }
         state.patience = None;
         drop(state);
         self.wake.notify_one();
@@ -148,13 +151,16 @@ impl Link {
     /// Opens a call, of which the peer hears with its first request.
     ///
     /// # Errors
-    /// Where the link is broken.
+    /// Where the link is broken, or carries too many calls.
     pub(super) fn call(self: &Arc<Self>) -> Result<Call, String> {
         let (sender, answers) = mpsc::unbounded_channel();
         let mut state = self.state.lock();
         if state.broken.is_some() {
             drop(state);
             return Err(self.why_broken());
+        }
+        if state.calls.len() >= LANE_CALLS {
+            return Err(format!("{LANE_CALLS} calls are open on the link"));
         }
         state.last_call += 1;
         let id = state.last_call;

@@ -80,7 +80,7 @@ impl PeerLinks {
         state.linked.retain(|node, peer| {
             let stays = addresses.get(node) == Some(&peer.address);
             if !stays {
-                peer.stop.cancel();
+                peer.end();
             }
             stays
         });
@@ -111,6 +111,8 @@ impl PeerLinks {
         self.stop.cancel();
         self.lanes.close();
         self.lanes.wait().await;
+        // The host may hold the links, too.
+        *self.state.lock() = State::default();
     }
 
     fn peer(&self, node: NodeId) -> Result<Arc<Peer>, TransportError> {

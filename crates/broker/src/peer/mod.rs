@@ -5,6 +5,7 @@
 //! asks on it, the other answers, so between two nodes stand four streams.
 
 mod append;
+mod caller;
 mod convert;
 mod dial;
 mod frame;
@@ -61,7 +62,8 @@ pub(crate) trait Host: Debug + Send + Sync + 'static {
     fn led(&self) -> Vec<(PartitionKey, LeaderEpoch)>;
     /// Another node says that it leads these groups.
     fn heard_led(&self, from: NodeId, led: Vec<(PartitionKey, LeaderEpoch)>);
-    /// Whether this node's link to another stands, both lanes of it. Called when that changes.
+    /// Whether this node's link to another stands, both lanes of it. Called when that changes, with a lock held: it must not
+    /// call the links.
     fn peer_up(&self, node: NodeId, up: bool);
     /// Another node does not want to speak with this one.
     fn refused(&self, by: NodeId, reason: &str);

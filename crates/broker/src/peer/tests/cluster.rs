@@ -1,11 +1,12 @@
 //! Groups whose replicas reach each other by links.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use quipu_model::{NodeId, Offset};
 use quipu_replication::{Acks, Partition};
+use quipu_storage::RetentionPolicy;
 
-use super::{LONG, Node, batch, listen};
+use super::{LONG, NOW, Node, batch, key, listen};
 
 struct Cluster {
     nodes: Vec<Node>,
@@ -24,7 +25,7 @@ impl Cluster {
         let mut partitions = Vec::new();
         for node in &nodes {
             node.links.set_peers(addresses.clone());
-            partitions.push(node.lead_or_follow(&voters).await);
+            partitions.push(node.take_part(&voters).await);
         }
         Self { nodes, partitions }
     }
@@ -34,7 +35,7 @@ impl Cluster {
         let leads = async {
             loop {
                 for (n, partition) in self.partitions.iter().enumerate() {
-                    let soon = std::time::Duration::from_millis(20);
+                    let soon = Duration::from_millis(20);
                     if Some(self.nodes[n].id) != but && partition.wait_leader(soon).await.is_ok() {
                         return n;
                     }
@@ -54,6 +55,25 @@ impl Cluster {
         }
     }
 
+    /// A node neither hears nor is heard.
+    async fn cut(&self, node: usize) {
+        let cut = &self.nodes[node];
+        cut.stop.cancel();
+        cut.links.set_peers(HashMap::new());
+        for other in self.nodes.iter().filter(|other| other.id != cut.id) {
+            other.host.sees(cut.id.get(), false).await;
+        }
+    }
+
+    async fn heal(&mut self, node: usize) {
+        let addresses = self.nodes.iter();
+        let addresses = addresses.map(|node| (node.id, node.address.to_string()));
+        let addresses = addresses.collect();
+        let cut = &mut self.nodes[node];
+        cut.links.set_peers(addresses);
+        (_, cut.stop) = listen(&cut.host, Some(cut.address)).await;
+    }
+
     async fn all_reach(&self, end: u64) {
         for partition in &self.partitions {
             let mut mark = partition.high_watermark();
@@ -61,10 +81,20 @@ impl Cluster {
             tokio::time::timeout(LONG, reached).await.unwrap().unwrap();
         }
     }
+
+    async fn end(self) {
+        let first = bytes_of(&self.partitions[0]).await;
+        for partition in &self.partitions[1..] {
+            assert!(bytes_of(partition).await == first, "replicas differ");
+        }
+        for node in &self.nodes {
+            node.stop().await;
+        }
+    }
 }
 
 async fn bytes_of(partition: &Partition) -> Vec<u8> {
-    let (mut next, mut all) = (Offset::ZERO, Vec::new());
+    let (mut next, mut all) = (partition.start_offset(), Vec::new());
     loop {
         let read = partition.read(next, 1 << 20).await.unwrap();
         if read.bytes.is_empty() {
@@ -78,37 +108,56 @@ async fn bytes_of(partition: &Partition) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_elect_a_leader_replicate_large_batches_and_heal_after_a_cut() {
     let mut cluster = Cluster::start().await;
-    for bytes in [1, 100, 5_000, 1 << 20, 9 << 20, 3] {
+    for bytes in [1, 100, 5_000, 1 << 20, 5 << 20, 3] {
         cluster.append(None, bytes).await;
     }
     cluster.all_reach(6).await;
-
-    // The leader neither hears nor is heard.
     let old = cluster.leader(None).await;
+    cluster.cut(old).await;
     let cut = cluster.nodes[old].id;
-    cluster.nodes[old].stop.cancel();
-    cluster.nodes[old].links.set_peers(HashMap::new());
-    for node in cluster.nodes.iter().filter(|node| node.id != cut) {
-        node.host.sees(cut.get(), false).await;
-    }
     for _ in 0..4 {
-        cluster.append(Some(cut), 2 << 20).await;
+        cluster.append(Some(cut), 1 << 20).await;
     }
-
-    let addresses = cluster
-        .nodes
-        .iter()
-        .map(|node| (node.id, node.address.to_string()));
-    cluster.nodes[old].links.set_peers(addresses.collect());
-    let (host, address) = (&cluster.nodes[old].host, cluster.nodes[old].address);
-    let (_, stop) = listen(host, Some(address)).await;
-    cluster.nodes[old].stop = stop;
+    cluster.heal(old).await;
     cluster.all_reach(10).await;
-    let first = bytes_of(&cluster.partitions[0]).await;
-    for partition in &cluster.partitions[1..] {
-        assert!(bytes_of(partition).await == first, "replicas differ");
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_behind_the_start_of_the_log_is_told_from_where_to_go_on() {
+    let mut cluster = Cluster::start().await;
+    cluster.append(None, 10).await;
+    let leader = cluster.leader(None).await;
+    let behind = (leader + 1) % 3;
+    cluster.cut(behind).await;
+    let cut = cluster.nodes[behind].id;
+    for _ in 1..40 {
+        cluster.append(Some(cut), 8 << 10).await;
     }
-    for node in &cluster.nodes {
-        node.stop().await;
-    }
+    let leader = cluster.leader(Some(cut)).await;
+    let policy = RetentionPolicy {
+        max_records: Some(10),
+        ..RetentionPolicy::default()
+    };
+    let start = cluster.partitions[leader].enforce_retention(policy, NOW);
+    let start = start.await.unwrap();
+    assert!(start > Offset::new(20), "{start}");
+    let log = cluster.nodes[leader].store.partition(key()).unwrap();
+    let purged = async {
+        while log.state().last_purged.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, purged).await.unwrap();
+    cluster.heal(behind).await;
+    cluster.append(None, 10).await;
+    cluster.all_reach(41).await;
+    let follower = &cluster.partitions[behind];
+    let trimmed = async {
+        while follower.start_offset() != start {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, trimmed).await.unwrap();
+    cluster.end().await;
 }

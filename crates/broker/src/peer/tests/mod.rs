@@ -1,6 +1,9 @@
 //! Nodes linked over real sockets.
 
 mod cluster;
+mod links;
+mod misuse;
+mod queue;
 mod wire;
 
 use std::{
@@ -48,8 +51,7 @@ fn batch(bytes: usize) -> RecordBatch {
     builder.build().unwrap()
 }
 
-/// Who said that it leads what.
-type Heard = Vec<(NodeId, Vec<(PartitionKey, LeaderEpoch)>)>;
+type LedGroups = Vec<(PartitionKey, LeaderEpoch)>;
 
 /// A node's side of its links: what it is, and what it heard.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ struct TestHost {
     partition: Mutex<Option<Partition>>,
     leads: AtomicBool,
     up: watch::Sender<HashMap<NodeId, bool>>,
-    heard: watch::Sender<Heard>,
+    heard: watch::Sender<Vec<(NodeId, LedGroups)>>,
 }
 
 impl TestHost {
@@ -175,13 +177,14 @@ impl Node {
         }
     }
 
-    async fn lead_or_follow(&self, voters: &[NodeId]) -> Partition {
+    async fn take_part(&self, voters: &[NodeId]) -> Partition {
         let transport = Arc::clone(&self.links) as _;
         let replicator = Replicator::new(self.id, Arc::clone(&self.store), transport);
-        let partition = replicator
-            .start(key(), voters, TopicConfig::default())
-            .await
-            .unwrap();
+        let config = TopicConfig {
+            segment_bytes: 64 << 10,
+            ..TopicConfig::default()
+        };
+        let partition = replicator.start(key(), voters, config).await.unwrap();
         *self.host.partition.lock() = Some(partition.clone());
         self.links.start(Arc::clone(&self.host) as _);
         partition
