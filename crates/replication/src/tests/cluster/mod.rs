@@ -217,6 +217,18 @@ impl Cluster {
         partition
     }
 
+    /// Cuts a node's power and starts it again.
+    async fn crash(&mut self, crashing: NodeId) {
+        self.cut_off(crashing);
+        let member = self.members.remove(&crashing).unwrap();
+        let disk = Arc::new(member.disk.fork(crashing.get()));
+        disk.crash();
+        member.partition.shutdown().await;
+        member.store.close().unwrap();
+        self.run(crashing, disk, &[1, 2, 3].map(node)).await;
+        self.wires.cut.lock().remove(&crashing);
+    }
+
     fn at(&self, node: NodeId) -> &Partition {
         &self.members[&node].partition
     }
