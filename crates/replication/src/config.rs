@@ -19,7 +19,8 @@ pub(crate) fn config(ticks: bool) -> Result<Arc<Config>, ConfigError> {
         election_timeout_min: 1500,
         election_timeout_max: LEASE.as_millis() as u64,
         enable_pre_vote: Some(true),
-        quorum_loss_probe_interval: Some(6000),
+        // It would keep a leader from sending heartbeats that no majority answered for a while: also one that slept.
+        quorum_loss_probe_interval: None,
         // A restarted leader must not go on in its old term: it would use (term, index) of entries again that it had sent to
         // followers but not flushed, and logs would differ without anyone noticing.
         enable_leader_restore: Some(false),
@@ -42,11 +43,12 @@ mod tests {
     use openraft::SnapshotPolicy;
 
     #[test]
-    fn settings_that_would_lose_data_stay_off() {
+    fn settings_that_would_lose_data_or_keep_sleepers_from_waking_stay_off() {
         for ticks in [true, false] {
             let config = super::config(ticks).unwrap();
             assert_eq!(config.enable_leader_restore, Some(false));
             assert_eq!(config.allow_log_reversion, None);
+            assert_eq!(config.quorum_loss_probe_interval, None);
             assert_eq!(config.snapshot_policy, SnapshotPolicy::Never);
             assert_eq!(config.max_in_snapshot_log_to_keep, u64::MAX);
             assert_eq!(config.enable_tick, ticks);

@@ -179,6 +179,7 @@ impl Partition {
         running: &Running,
         deadline: Instant,
     ) -> Result<(), AppendError> {
+        self.inner().wake();
         let left = deadline.saturating_duration_since(Instant::now());
         let confirming = running.confirm((left / 2).min(LEASE / 2));
         confirming.await.map_err(|leader| self.not_leader(leader))

@@ -9,6 +9,7 @@ mod door;
 mod error;
 mod flight;
 mod group;
+mod keeper;
 mod log_store;
 mod members;
 mod network;
@@ -18,6 +19,7 @@ mod receive;
 mod replicator;
 mod running;
 mod sequencer;
+mod sleep;
 mod state_machine;
 mod transfer;
 mod type_config;
@@ -28,13 +30,13 @@ mod tests;
 pub use error::{Acks, AppendError, Appended};
 pub use members::{FollowerProgress, Leadership, Members};
 pub use network::{
-    AppendAnswers, AppendRequest, AppendResponse, Called, NoPeers, SnapshotRequest,
-    SnapshotResponse, TransferRequest, TransferResponse, Transport, TransportError, VoteRequest,
-    VoteResponse,
+    AppendAnswers, AppendRequest, AppendResponse, Called, NoPeers, SleepRequest, SleepResponse,
+    SnapshotRequest, SnapshotResponse, TransferRequest, TransferResponse, Transport,
+    TransportError, VoteRequest, VoteResponse,
 };
 pub use partition::Partition;
 pub use parts::{
-    AppendOutcome, AppendParts, BadMessage, SnapshotParts, TransferOutcome, TransferParts,
-    VoteOutcome, VoteParts,
+    AppendOutcome, AppendParts, BadMessage, SleepOutcome, SleepParts, SnapshotParts,
+    TransferOutcome, TransferParts, VoteOutcome, VoteParts,
 };
 pub use replicator::Replicator;

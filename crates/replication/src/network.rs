@@ -16,7 +16,11 @@ use openraft::{
 };
 use quipu_model::{NodeId, PartitionKey};
 
-use crate::{state_machine::Manifest, type_config::Types};
+use crate::{
+    parts::{SleepOutcome, SleepParts},
+    state_machine::Manifest,
+    type_config::Types,
+};
 
 type RaftError = RPCError<Types>;
 type BoxResult<'a, T> = openraft::base::BoxFuture<'a, Result<T, RaftError>>;
@@ -67,6 +71,15 @@ message! {
 message! {
     /// The answer to a [`TransferRequest`].
     TransferResponse(raft::TransferLeaderResponse<Types>)
+}
+
+message! {
+    /// A leader's wish that its group sleep.
+    SleepRequest(SleepParts)
+}
+message! {
+    /// The answer to a [`SleepRequest`].
+    SleepResponse(SleepOutcome)
 }
 
 /// A message was not answered.
@@ -130,6 +143,14 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         request: TransferRequest,
         timeout: Duration,
     ) -> Called<'_, TransferResponse>;
+    /// Asks a replica to sleep.
+    fn sleep(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: SleepRequest,
+        timeout: Duration,
+    ) -> Called<'_, SleepResponse>;
 }
 
 /// The transport of a node without peers: whatever is sent is unreachable.
@@ -185,6 +206,15 @@ impl Transport for NoPeers {
         _: TransferRequest,
         _: Duration,
     ) -> Called<'_, TransferResponse> {
+        no_peer(target)
+    }
+    fn sleep(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        _: SleepRequest,
+        _: Duration,
+    ) -> Called<'_, SleepResponse> {
         no_peer(target)
     }
 }

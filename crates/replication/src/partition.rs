@@ -1,6 +1,13 @@
 //! A partition as the broker sees it.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use openraft::{ServerState, errors::ClientWriteError, metrics::WaitError};
 use parking_lot::RwLock;
@@ -21,9 +28,12 @@ use crate::{
     members::{Leadership, Members},
     replicator::Metrics,
     running::Running,
+    sleep::Groups,
     type_config::{Answer, Proposal, Raft, WriteResult},
 };
 
+/// How long a leader that ends waits for those whom it wakes.
+const LAST_WORD: Duration = Duration::from_millis(500);
 /// How long to wait for a trim that was committed to be done.
 const TRIM_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -54,6 +64,13 @@ pub(crate) struct Inner {
     pub(crate) door: Mutex<()>,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) members: watch::Sender<Members>,
+    pub(crate) groups: Arc<Groups>,
+    /// Whether the group sleeps, as far as this replica knows: see `sleep`.
+    pub(crate) asleep: watch::Sender<bool>,
+    /// Whether it wakes soon.
+    pub(crate) stirs: AtomicBool,
+    /// Whether a leader sent anything since the replica was started.
+    pub(crate) heard: AtomicBool,
 }
 
 impl Inner {
@@ -61,6 +78,7 @@ impl Inner {
         group: Arc<Group>,
         store: Arc<Store>,
         metrics: Metrics,
+        groups: Arc<Groups>,
         replica: Replica,
     ) -> Arc<Self> {
         let members = Members::of(group.applied.lock().membership.membership());
@@ -72,6 +90,10 @@ impl Inner {
             door: Mutex::new(()),
             leadership: watch::Sender::default(),
             members: watch::Sender::new(members),
+            groups,
+            asleep: watch::Sender::new(false),
+            stirs: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
         };
         inner.tell();
         Arc::new(inner)
@@ -89,7 +111,7 @@ impl Inner {
             });
     }
 
-    fn leadership_now(&self) -> Leadership {
+    pub(crate) fn leadership_now(&self) -> Leadership {
         if let Replica::Running(running) = &*self.replica.read() {
             return running.leadership(*self.group.applied_term.borrow());
         }
@@ -103,6 +125,9 @@ impl Inner {
 
     /// Goes on with a replica that was started again; `false` where the partition was shut down meanwhile.
     pub(crate) fn resume(&self, running: Running) -> bool {
+        // What is started anew is awake, and asks how things are.
+        self.asleep.send_replace(false);
+        self.heard.store(false, Ordering::Relaxed);
         let mut replica = self.replica.write();
         let wanted = !matches!(*replica, Replica::Ended);
         if wanted {
@@ -152,7 +177,7 @@ impl Partition {
         }
     }
 
-    fn running(&self) -> Result<Running, AppendError> {
+    pub(crate) fn running(&self) -> Result<Running, AppendError> {
         if let Some(damage) = self.log().damage() {
             return Err(ReserveError::Damaged(damage).into());
         }
@@ -297,8 +322,6 @@ impl Partition {
         now: TimestampMs,
     ) -> Result<Offset, AppendError> {
         let (running, term) = self.leading()?;
-        let deadline = Instant::now() + TRIM_PATIENCE;
-        self.confirm_leading(&running, deadline).await?;
         let log = Arc::clone(self.log());
         let asking = tokio::task::spawn_blocking(move || {
             log.roll_if_due(now)?;
@@ -311,6 +334,8 @@ impl Partition {
         };
         let committed = self.inner.group.high_watermark();
         if let Some(before) = point.filter(|p| *p > self.start_offset() && *p <= committed) {
+            let deadline = Instant::now() + TRIM_PATIENCE;
+            self.confirm_leading(&running, deadline).await?;
             self.propose_trim(&running, term, before).await?;
             let mut trimmed = self.inner.group.trimmed.subscribe();
             let trimming = trimmed.wait_for(|done| *done >= before);
@@ -344,6 +369,12 @@ impl Partition {
 
     /// Stops the replica. Batches in flight are answered with an indefinite error; whatever is asked for later is refused.
     pub async fn shutdown(&self) {
+        if let Ok((running, _)) = self.leading()
+            && self.inner.wake()
+        {
+            // Who sleeps under this leader would wait for it for ever.
+            running.ask_majority(LAST_WORD).await;
+        }
         // Behind whoever is in the door already.
         let _door = self.inner.door.lock().await;
         let replica = std::mem::replace(&mut *self.inner.replica.write(), Replica::Ended);

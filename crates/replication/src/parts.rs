@@ -11,8 +11,8 @@ use quipu_storage::LogEntry;
 
 use crate::{
     network::{
-        AppendRequest, AppendResponse, SnapshotRequest, SnapshotResponse, TransferRequest,
-        TransferResponse, VoteRequest, VoteResponse,
+        AppendRequest, AppendResponse, SleepRequest, SleepResponse, SnapshotRequest,
+        SnapshotResponse, TransferRequest, TransferResponse, VoteRequest, VoteResponse,
     },
     state_machine::Manifest,
     type_config::{
@@ -117,6 +117,24 @@ pub enum TransferOutcome {
         /// What it holds.
         actual: Option<LogId>,
     },
+}
+
+/// What a [`SleepRequest`] carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SleepParts {
+    /// The vote by which the sender leads.
+    pub leader: Vote,
+    /// Its last entry, which it knows to be on all members.
+    pub last: LogId,
+}
+
+/// What a [`SleepResponse`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SleepOutcome {
+    /// The replica sleeps until something wakes it.
+    Agreed,
+    /// The replica does not stand where the leader thinks, or has reason to doubt the leader.
+    Refused,
 }
 
 fn from_id(id: Option<RaftLogId>) -> Option<LogId> {
@@ -320,6 +338,30 @@ impl From<TransferOutcome> for TransferResponse {
                 })
             }
         })
+    }
+}
+
+impl From<SleepRequest> for SleepParts {
+    fn from(request: SleepRequest) -> Self {
+        request.0
+    }
+}
+
+impl From<SleepParts> for SleepRequest {
+    fn from(parts: SleepParts) -> Self {
+        Self(parts)
+    }
+}
+
+impl From<SleepResponse> for SleepOutcome {
+    fn from(response: SleepResponse) -> Self {
+        response.0
+    }
+}
+
+impl From<SleepOutcome> for SleepResponse {
+    fn from(outcome: SleepOutcome) -> Self {
+        Self(outcome)
     }
 }
 

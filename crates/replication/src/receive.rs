@@ -13,8 +13,8 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     error::AppendError,
     network::{
-        AppendRequest, AppendResponse, SnapshotRequest, SnapshotResponse, TransferRequest,
-        TransferResponse, VoteRequest, VoteResponse,
+        AppendRequest, AppendResponse, SleepRequest, SleepResponse, SnapshotRequest,
+        SnapshotResponse, TransferRequest, TransferResponse, VoteRequest, VoteResponse,
     },
     partition::Partition,
     type_config::{Proposal, RaftEntry},
@@ -44,6 +44,7 @@ impl Partition {
         let start = (requests, self.clone(), refuse);
         let requests = stream::unfold(start, |(mut requests, partition, refuse)| async move {
             let mut request = requests.next().await?.0;
+            partition.inner().note_heard();
             match partition.take_room(&mut request.entries).await {
                 Ok(()) => Some((request, (requests, partition, refuse))),
                 Err(error) => {
@@ -84,6 +85,7 @@ impl Partition {
 
     /// A candidate asks for this replica's vote.
     pub async fn receive_vote(&self, request: VoteRequest) -> Result<VoteResponse, AppendError> {
+        self.inner().wake();
         let answer = self.raft()?.vote(request.0).await;
         answer.map(VoteResponse).map_err(failed)
     }
@@ -93,7 +95,11 @@ impl Partition {
         &self,
         request: VoteRequest,
     ) -> Result<VoteResponse, AppendError> {
-        let answer = self.raft()?.pre_vote(request.0).await;
+        let running = self.running()?;
+        if self.refuses_in_sleep(&running).await {
+            return Ok(running.refusal().into());
+        }
+        let answer = running.raft.pre_vote(request.0).await;
         answer.map(VoteResponse).map_err(failed)
     }
 
@@ -102,6 +108,7 @@ impl Partition {
         &self,
         request: SnapshotRequest,
     ) -> Result<SnapshotResponse, AppendError> {
+        self.inner().note_heard();
         let (vote, snapshot) = request.0;
         let answer = self.raft()?.install_full_snapshot(vote, snapshot).await;
         answer.map(SnapshotResponse).map_err(failed)
@@ -112,7 +119,14 @@ impl Partition {
         &self,
         request: TransferRequest,
     ) -> Result<TransferResponse, AppendError> {
+        self.inner().wake();
         let answer = self.raft()?.handle_transfer_leader(request.0).await;
         answer.map(TransferResponse).map_err(failed)
+    }
+
+    /// A leader wants this replica to sleep.
+    pub async fn receive_sleep(&self, request: SleepRequest) -> Result<SleepResponse, AppendError> {
+        self.running()?;
+        Ok(self.inner().agree_to_sleep(request.into()).into())
     }
 }

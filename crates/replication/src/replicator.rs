@@ -2,37 +2,32 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::{
-    FutureExt,
-    future::{BoxFuture, Fuse, FusedFuture},
-};
 use openraft::{
     EmptyNode, StorageHelper,
-    async_runtime::watch::WatchReceiver as _,
     errors::{InitializeError, RaftError},
 };
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
-use quipu_model::{NodeId, Offset, PartitionKey, TopicConfig};
+use quipu_model::{NodeId, PartitionKey, TopicConfig};
 use quipu_storage::{OpenError, Store};
-use tokio::sync::oneshot;
 
 use crate::{
     config::config,
     error::AppendError,
     group::Group,
+    keeper::keep,
     log_store::LogStore,
     network::{Network, Transport},
     partition::{Inner, Partition, Replica},
     running::Running,
+    sleep::Groups,
     state_machine::StateMachine,
     type_config::{Membership, Raft},
 };
 
-/// The first pause before a failed replica is started again; it doubles up to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(30);
-/// A purge that openraft did not get to in this time is left to the next trim.
-const PURGE_PATIENCE: Duration = Duration::from_secs(60);
+/// After how long without traffic a group sleeps, unless it is said otherwise.
+const IDLE: Duration = Duration::from_secs(10);
+/// No clock can be asked for a time that is too far away.
+const MOST_IDLE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What all replicas of a node count together.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +44,8 @@ pub struct Replicator {
     store: Arc<Store>,
     transport: Arc<dyn Transport>,
     metrics: Metrics,
+    groups: Arc<Groups>,
+    idle: Duration,
 }
 
 impl Replicator {
@@ -59,7 +56,26 @@ impl Replicator {
             store,
             transport,
             metrics: Metrics::default(),
+            groups: Arc::default(),
+            idle: IDLE,
         }
+    }
+
+    /// Lets groups sleep after this long without traffic, within twice that time; it is 10 s otherwise. A group that sleeps
+    /// sends nothing until something wakes it: then the first append waits for a majority's answer first. More than a year is
+    /// taken for a year.
+    pub fn sleep_after(mut self, idle: Duration) -> Self {
+        self.idle = idle.min(MOST_IDLE);
+        self
+    }
+
+    /// To be told of every node that is no longer heard of: nobody else notices while the groups that it leads sleep. Those
+    /// wake, one after the other, and elect.
+    ///
+    /// Must be called within a runtime.
+    pub fn node_lost(&self, node: NodeId) {
+        self.groups.note_lost(node);
+        tokio::spawn(Arc::clone(&self.groups).wake_led_by(node));
     }
 
     /// Adds what all replicas of this node count to a registry.
@@ -113,7 +129,7 @@ impl Replicator {
         };
         let handle = |group, replica| {
             let (store, metrics) = (Arc::clone(&self.store), self.metrics.clone());
-            Inner::new(group, store, metrics, replica)
+            Inner::new(group, store, metrics, Arc::clone(&self.groups), replica)
         };
         if log.damage().is_some() {
             let group = Group::unserved(self.node, log);
@@ -122,7 +138,8 @@ impl Replicator {
         let group = Group::load(self.node, log).map_err(|e| AppendError::Fatal(e.to_string()))?;
         let running = starter.start(&group).await.map_err(AppendError::Fatal)?;
         let inner = handle(group, Replica::Running(running.clone()));
-        tokio::spawn(keep(Arc::clone(&inner), starter, running));
+        self.groups.add(&inner);
+        tokio::spawn(keep(Arc::clone(&inner), starter, running, self.idle));
         Ok(Partition::new(inner))
     }
 
@@ -136,14 +153,14 @@ impl Replicator {
 
 /// What it takes to start a group's replica, the first time and again.
 #[derive(Debug)]
-struct Starter {
-    network: Network,
+pub(crate) struct Starter {
+    pub(crate) network: Network,
     /// Who votes where the group is formed; nobody where it is not to be formed here.
     founders: BTreeMap<u64, EmptyNode>,
 }
 
 impl Starter {
-    async fn start(&self, group: &Arc<Group>) -> Result<Running, String> {
+    pub(crate) async fn start(&self, group: &Arc<Group>) -> Result<Running, String> {
         let membership = newest_membership(group).await?;
         let own = group.node.get();
         let formed = membership.voter_ids().next().is_some();
@@ -188,121 +205,4 @@ async fn newest_membership(group: &Arc<Group>) -> Result<Membership, String> {
     let mut helper = StorageHelper::new(&mut log_store, &mut state_machine);
     let state = helper.get_membership().await.map_err(|e| e.to_string())?;
     Ok(state.effective().membership().clone())
-}
-
-/// Keeps a replica running until it is shut down: restarts it when it failed, switches its clock on and off, tells who leads
-/// and who the members are, and does what trim entries ask for.
-async fn keep(inner: Arc<Inner>, starter: Starter, mut running: Running) {
-    let mut trim_wanted = inner.group.trim_wanted.subscribe();
-    // What was applied before this task ran counts too.
-    trim_wanted.mark_changed();
-    let mut applied_term = inner.group.applied_term.subscribe();
-    let mut trimming: Fuse<BoxFuture<'static, ()>> = Fuse::terminated();
-    loop {
-        running.set_clock();
-        inner.tell();
-        tokio::select! {
-            changed = running.server.changed() => match changed {
-                Ok(()) => {}
-                Err(_) => match restart(&inner, &starter, &running).await {
-                    Some(again) => running = again,
-                    None => return,
-                },
-            },
-            // The senders live in what this task holds.
-            _ = applied_term.changed() => {}
-            _ = trim_wanted.changed(), if trimming.is_terminated() => {
-                let before = *trim_wanted.borrow_and_update();
-                let (inner, raft) = (Arc::clone(&inner), running.raft.clone());
-                trimming = async move { keep_trimmed(&inner, &raft, before).await }.boxed().fuse();
-            }
-            () = &mut trimming, if !trimming.is_terminated() => {}
-        }
-    }
-}
-
-async fn keep_trimmed(inner: &Inner, raft: &Raft, before: Offset) {
-    let log = &inner.group.log;
-    let wanted = before > log.state().start_offset;
-    if wanted && let Err(error) = trim(inner, raft, before).await {
-        let partition = log.key();
-        tracing::warn!(%partition, %error, "retention did not finish; the next trim tries again");
-    }
-    inner.group.trimmed.send_replace(before);
-}
-
-/// Starts a replica again whose core ended; `None` where it is to stay so.
-async fn restart(inner: &Arc<Inner>, starter: &Starter, ended: &Running) -> Option<Running> {
-    let key = inner.group.log.key();
-    let mut pause = FIRST_PAUSE;
-    let mut reason = match ended.raft.metrics().borrow_watched().running_state.clone() {
-        Err(error) => error.to_string(),
-        Ok(()) => "its core ended".to_owned(),
-    };
-    loop {
-        {
-            let mut replica = inner.replica.write();
-            if matches!(*replica, Replica::Ended) {
-                return None;
-            }
-            let beyond_help = inner.store.failure().is_some() || inner.group.log.damage().is_some();
-            if beyond_help {
-                tracing::error!(partition = %key, reason, "the replica ended");
-                *replica = Replica::Ended;
-                return None;
-            }
-            tracing::error!(partition = %key, reason, "the replica failed and is started again");
-            *replica = Replica::Failed(reason);
-        }
-        inner.tell();
-        tokio::time::sleep(pause).await;
-        pause = LAST_PAUSE.min(pause * 2);
-        inner.metrics.restarts.inc();
-        match starter.start(&inner.group).await {
-            Ok(running) => {
-                if inner.resume(running.clone()) {
-                    return Some(running);
-                }
-                if let Err(error) = running.raft.shutdown().await {
-                    tracing::warn!(partition = %key, %error, "the replica did not stop cleanly");
-                }
-                return None;
-            }
-            Err(error) => reason = error,
-        }
-    }
-}
-
-/// Deletes the segments below an offset, and lets Raft's log forget what they held.
-async fn trim(inner: &Inner, raft: &Raft, before: Offset) -> Result<(), String> {
-    let (store, log) = (Arc::clone(&inner.store), Arc::clone(&inner.group.log));
-    let trimming = tokio::task::spawn_blocking(move || {
-        // What was applied, the voters above all, must be durable before the entries that say it are gone.
-        store.checkpoint().map_err(|e| e.to_string())?;
-        log.trim(before).map_err(|e| e.to_string())
-    });
-    trimming.await.map_err(|e| e.to_string())??;
-    // Only then is it said to be done: a start offset that goes back after a crash would surprise who read it.
-    let (tell, flushed) = oneshot::channel();
-    let barrier = Box::new(move |result| drop(tell.send(result)));
-    let log = &inner.group.log;
-    log.append(Vec::new(), barrier).map_err(|e| e.to_string())?;
-    flushed
-        .await
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())?;
-    let Some(last) = inner.group.mark_purgeable() else {
-        return Ok(());
-    };
-    let index = last.index;
-    let trigger = raft.trigger();
-    trigger.snapshot().await.map_err(|e| e.to_string())?;
-    raft.wait(Some(PURGE_PATIENCE))
-        .metrics(
-            |metrics| metrics.snapshot.is_some_and(|id| id.index >= index),
-            "a snapshot of what was deleted",
-        )
-        .await
-        .map_err(|e| e.to_string())?;
-    trigger.purge_log(index).await.map_err(|e| e.to_string())
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use futures::FutureExt;
 use openraft::{
     Instant, ServerState, TokioInstant,
     alias::WatchReceiverOf,
@@ -14,7 +15,12 @@ use quipu_model::{NodeId, RaftIndex, Term};
 use crate::{
     config::LEASE,
     members::{FollowerProgress, Leadership, Members},
-    type_config::{Membership, Raft, Types, is_sole_voter},
+    parts::{SleepParts, VoteOutcome},
+    sleep::QuietPoint,
+    type_config::{
+        Membership, Raft, Types, from_raft_id, from_raft_vote, is_sole_voter, to_raft_id,
+        to_raft_vote,
+    },
 };
 
 /// Past this age of a majority's last answer, leadership is confirmed before anything is proposed. While the clock is on,
@@ -97,11 +103,6 @@ impl Running {
     /// Asks all members for a sign of life; whether a node gives one before the time is up.
     pub(crate) async fn is_alive(&self, node: NodeId, patience: Duration) -> bool {
         let asked = TokioInstant::now();
-        let asking = async {
-            let option = LinearizerOption::new(Some(Duration::ZERO), true);
-            // Whether a majority answers does not matter here.
-            drop(self.raft.get_read_linearizer(option).await);
-        };
         let mut data = self.data.clone();
         let answering = async {
             while !answered_since(&data.borrow_watched(), node, asked) {
@@ -109,7 +110,7 @@ impl Running {
             }
             Some(())
         };
-        let both = async { tokio::join!(asking, answering).1 };
+        let both = async { tokio::join!(self.ask_majority(patience), answering).1 };
         let answered = tokio::time::timeout(patience, both).await;
         answered.ok().flatten().is_some()
     }
@@ -120,14 +121,18 @@ impl Running {
     /// # Errors
     /// Where no majority answers in time: who leads, as far as that is known.
     pub(crate) async fn confirm(&self, patience: Duration) -> Result<(), Option<NodeId>> {
-        if self.is_confirmed() {
-            return Ok(());
+        if self.is_confirmed() || self.ask_majority(patience).await {
+            Ok(())
+        } else {
+            Err(self.leading().err().flatten())
         }
+    }
+
+    /// Sends all members a heartbeat; whether a majority answers in time.
+    pub(crate) async fn ask_majority(&self, patience: Duration) -> bool {
         let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(patience);
-        match self.raft.get_read_linearizer(option).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(self.leading().err().flatten()),
-        }
+        // Boxed, as openraft's futures are deep, and this one is within most of what callers do.
+        self.raft.get_read_linearizer(option).boxed().await.is_ok()
     }
 
     fn is_confirmed(&self) -> bool {
@@ -138,10 +143,80 @@ impl Running {
         }
     }
 
-    /// Switches the clock on where the replica needs one: as a leader of others, for heartbeats, and as a voter among
-    /// others, for elections.
-    pub(crate) fn set_clock(&self) {
-        let wanted = {
+    pub(crate) fn node(&self) -> NodeId {
+        NodeId::new(self.server.borrow_watched().id)
+    }
+
+    pub(crate) fn leads_others(&self) -> bool {
+        let server = self.server.borrow_watched();
+        let mut members = server.membership_config.membership().nodes();
+        server.state == ServerState::Leader && members.any(|(node, _)| *node != server.id)
+    }
+
+    /// Whether this replica is a member without a vote.
+    pub(crate) fn learns(&self) -> bool {
+        let server = self.server.borrow_watched();
+        let mut learners = server.membership_config.membership().learner_ids();
+        learners.any(|learner| learner == server.id)
+    }
+
+    /// Where the group stands, where this replica leads others and nothing is left to do: all are at its last entry, and that
+    /// is committed and applied.
+    pub(crate) fn quiet_point(&self) -> Option<QuietPoint> {
+        let progress = self.progress();
+        let server = self.server.borrow_watched();
+        let data = self.data.borrow_watched();
+        let last = data.last_log?;
+        let settled = server.state == ServerState::Leader
+            && server.vote.is_committed()
+            && server.membership_config.log_id() == server.committed_membership_config.log_id()
+            && data.cluster_committed == Some(last)
+            && data.last_applied == Some(last);
+        let all_there = progress
+            .iter()
+            .all(|other| other.matched.map(RaftIndex::get) == Some(last.index));
+        (settled && all_there && !progress.is_empty()).then(|| QuietPoint {
+            leader: from_raft_vote(&server.vote),
+            last: from_raft_id(&last),
+            others: progress.iter().map(|other| other.node).collect(),
+        })
+    }
+
+    /// Whether all others answered this leader of late.
+    pub(crate) fn hears_all(&self) -> bool {
+        let own = self.server.borrow_watched().id;
+        let data = self.data.borrow_watched();
+        let mut answered = data.heartbeat.iter().flatten();
+        answered.all(|(node, at)| *node == own || at.as_ref().is_some_and(|at| is_fresh(**at)))
+    }
+
+    /// Whether this replica follows the leader and has all that it has.
+    pub(crate) fn rests_at(&self, point: SleepParts) -> bool {
+        let server = self.server.borrow_watched();
+        let data = self.data.borrow_watched();
+        let last = Some(to_raft_id(point.last));
+        matches!(server.state, ServerState::Follower | ServerState::Learner)
+            && server.vote.is_committed()
+            && server.vote == to_raft_vote(point.leader)
+            && data.last_log == last
+            && data.local_committed == last
+            && data.last_applied == last
+    }
+
+    /// What refuses a vote and changes nothing.
+    pub(crate) fn refusal(&self) -> VoteOutcome {
+        let last = self.data.borrow_watched().last_log;
+        VoteOutcome {
+            vote: from_raft_vote(&self.server.borrow_watched().vote),
+            granted: false,
+            last: last.as_ref().map(from_raft_id),
+        }
+    }
+
+    /// Switches the clock on where it is wanted and the replica needs one: as a leader of others, for heartbeats, and as a
+    /// voter among others, for elections.
+    pub(crate) fn set_clock(&self, wanted: bool) {
+        let needed = wanted && {
             let server = self.server.borrow_watched();
             let members = server.membership_config.membership();
             let committed = server.committed_membership_config.membership();
@@ -152,7 +227,7 @@ impl Running {
                 votes(members) || votes(committed)
             }
         };
-        self.raft.runtime_config().tick(wanted);
+        self.raft.runtime_config().tick(needed);
     }
 }
 

@@ -25,7 +25,7 @@ impl Partition {
     pub async fn transfer_leader(&self, to: NodeId, timeout: Duration) -> Result<(), AppendError> {
         let deadline = Instant::now() + timeout;
         let (running, term) = self.leading()?;
-        if running.leads_as(to) {
+        if running.node() == to {
             return Ok(());
         }
         let transferring = async {
@@ -113,10 +113,6 @@ impl Partition {
 }
 
 impl Running {
-    fn leads_as(&self, node: NodeId) -> bool {
-        self.server.borrow_watched().id == node.get()
-    }
-
     /// How many entries a follower lacks; `None` where that is not known.
     fn behind(&self, node: NodeId) -> Option<u64> {
         let progress = self.progress();

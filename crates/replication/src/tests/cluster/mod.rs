@@ -4,10 +4,14 @@
 mod faults;
 mod members;
 mod replication;
+mod sleep;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,8 +23,9 @@ use quipu_storage::{Store, io::FaultyDisk};
 use super::{LONG, at, key, numbered, open};
 use crate::{
     Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, Leadership, Partition,
-    Replicator, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts, TransferRequest,
-    TransferResponse, Transport, TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
+    Replicator, SleepOutcome, SleepParts, SleepRequest, SleepResponse, SnapshotRequest,
+    SnapshotResponse, TransferOutcome, TransferParts, TransferRequest, TransferResponse, Transport,
+    TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
 };
 
 /// Carries messages within the process, except to and from nodes that are cut off.
@@ -28,6 +33,7 @@ use crate::{
 struct Wires {
     partitions: Mutex<HashMap<NodeId, Partition>>,
     cut: Mutex<HashSet<NodeId>>,
+    sent: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -38,6 +44,7 @@ struct Wire {
 
 impl Wire {
     fn reach(&self, node: NodeId) -> Result<Partition, TransportError> {
+        self.wires.sent.fetch_add(1, Ordering::Relaxed);
         let cut = self.wires.cut.lock();
         let partition = self.wires.partitions.lock().get(&node).cloned();
         match partition {
@@ -81,6 +88,7 @@ impl Transport for Wire {
         let whole = |wires: &Arc<Wires>, from| {
             let wires = Arc::clone(wires);
             move || {
+                wires.sent.fetch_add(1, Ordering::Relaxed);
                 let cut = wires.cut.lock();
                 !cut.contains(&target) && !cut.contains(&from)
             }
@@ -157,17 +165,33 @@ impl Transport for Wire {
             Ok(TransferOutcome::from(answer).into())
         })
     }
+    fn sleep(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        request: SleepRequest,
+        timeout: Duration,
+    ) -> Called<'_, SleepResponse> {
+        let request = SleepParts::from(request).into();
+        self.call(target, timeout, |p| async move {
+            let answer = p.receive_sleep(request).await?;
+            Ok(SleepOutcome::from(answer).into())
+        })
+    }
 }
 
 struct Member {
     disk: Arc<FaultyDisk>,
     store: Arc<Store>,
+    replicator: Replicator,
     partition: Partition,
 }
 
 struct Cluster {
     wires: Arc<Wires>,
     members: BTreeMap<NodeId, Member>,
+    /// After how long without traffic the group sleeps.
+    idle: Duration,
 }
 
 fn node(id: u64) -> NodeId {
@@ -177,9 +201,14 @@ fn node(id: u64) -> NodeId {
 impl Cluster {
     /// Three voters: nodes 1 to 3.
     async fn start() -> Self {
+        Self::start_idling(LONG).await
+    }
+
+    async fn start_idling(idle: Duration) -> Self {
         let mut cluster = Self {
             wires: Arc::default(),
             members: BTreeMap::new(),
+            idle,
         };
         let founders = [1, 2, 3].map(node);
         for founder in founders {
@@ -200,7 +229,8 @@ impl Cluster {
             from: node,
             wires: Arc::clone(&self.wires),
         };
-        let replicator = Replicator::new(node, Arc::clone(&store), Arc::new(wire));
+        let replicator =
+            Replicator::new(node, Arc::clone(&store), Arc::new(wire)).sleep_after(self.idle);
         let config = TopicConfig {
             segment_bytes: 4096,
             ..TopicConfig::default()
@@ -211,10 +241,23 @@ impl Cluster {
         let member = Member {
             disk,
             store,
+            replicator,
             partition: partition.clone(),
         };
         self.members.insert(node, member);
         partition
+    }
+
+    /// Cuts a node's power and starts it again.
+    async fn crash(&mut self, crashing: NodeId) {
+        self.cut_off(crashing);
+        let member = self.members.remove(&crashing).unwrap();
+        let disk = Arc::new(member.disk.fork(crashing.get()));
+        disk.crash();
+        member.partition.shutdown().await;
+        member.store.close().unwrap();
+        self.run(crashing, disk, &[1, 2, 3].map(node)).await;
+        self.wires.cut.lock().remove(&crashing);
     }
 
     fn at(&self, node: NodeId) -> &Partition {
