@@ -111,6 +111,7 @@ impl Broker {
             table: Arc::clone(&core.table),
             metadata: Arc::clone(&core.metadata),
             leaders: Arc::clone(&core.leaders),
+            replicator: replicator.clone(),
             linked,
             refusal: watch::Sender::new(None),
         });

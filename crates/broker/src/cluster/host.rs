@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
-use quipu_replication::Partition;
+use quipu_replication::{Partition, Replicator};
 use quipu_storage::Store;
 use tokio::sync::watch;
 
@@ -24,6 +24,7 @@ pub(crate) struct NodeHost {
     pub(crate) table: Arc<PartitionTable>,
     pub(crate) metadata: Arc<Metadata>,
     pub(crate) leaders: Arc<LeaderTable>,
+    pub(crate) replicator: Replicator,
     /// The nodes that are linked to.
     pub(crate) linked: watch::Sender<HashSet<NodeId>>,
     /// Why another node refuses this one.
@@ -93,6 +94,9 @@ impl Host for NodeHost {
                 linked.remove(&node);
             }
         });
+        if !up {
+            self.replicator.node_lost(node);
+        }
     }
 
     fn refused(&self, by: NodeId, reason: &str) {

@@ -320,6 +320,11 @@ async fn answer(partition: Partition, kind: Option<Kind>) -> Result<answer::Kind
             let answer = partition.receive_transfer(request).await.map_err(told)?;
             answer::Kind::Transfer(convert::to_transfer_answer(answer))
         }
+        Some(Kind::Sleep(request)) => {
+            let request = convert::from_sleep(request)?;
+            let answer = partition.receive_sleep(request).await.map_err(told)?;
+            answer::Kind::Sleep(convert::to_sleep_answer(answer))
+        }
         Some(Kind::Append(_) | Kind::End(_) | Kind::Cancel(_)) | None => {
             return Err(
                 "this node does not know the request, it may be of an older version: upgrade it"

@@ -7,9 +7,9 @@ use quipu_proto::peer::v1::{
     VoteAnswer, VoteChanged, append_answer, transfer_answer,
 };
 use quipu_replication::{
-    AppendOutcome, AppendParts, AppendRequest, AppendResponse, SnapshotParts, SnapshotRequest,
-    TransferOutcome, TransferParts, TransferRequest, TransferResponse, VoteOutcome, VoteParts,
-    VoteRequest, VoteResponse,
+    AppendOutcome, AppendParts, AppendRequest, AppendResponse, SleepOutcome, SleepParts,
+    SleepRequest, SleepResponse, SnapshotParts, SnapshotRequest, TransferOutcome, TransferParts,
+    TransferRequest, TransferResponse, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
 };
 use quipu_storage::{Control, ControlKind, LogEntry, Payload};
 
@@ -241,6 +241,36 @@ pub(super) fn from_transfer(transfer: v1::Transfer) -> Result<TransferRequest, B
     Ok(parts.into())
 }
 
+pub(super) fn to_sleep(request: SleepRequest) -> v1::Sleep {
+    let parts = SleepParts::from(request);
+    v1::Sleep {
+        leader: Some(to_vote(parts.leader)),
+        last: Some(to_id(parts.last)),
+    }
+}
+
+pub(super) fn from_sleep(sleep: v1::Sleep) -> Result<SleepRequest, Bad> {
+    let parts = SleepParts {
+        leader: the_vote(sleep.leader)?,
+        last: required(sleep.last, "a log id").map(from_id)?,
+    };
+    Ok(parts.into())
+}
+
+pub(super) fn to_sleep_answer(answer: SleepResponse) -> v1::SleepAnswer {
+    v1::SleepAnswer {
+        agreed: SleepOutcome::from(answer) == SleepOutcome::Agreed,
+    }
+}
+
+pub(super) fn from_sleep_answer(answer: v1::SleepAnswer) -> SleepResponse {
+    let outcome = match answer.agreed {
+        true => SleepOutcome::Agreed,
+        false => SleepOutcome::Refused,
+    };
+    outcome.into()
+}
+
 pub(super) fn to_transfer_answer(answer: TransferResponse) -> TransferAnswer {
     let outcome = match answer.into() {
         TransferOutcome::Accepted => transfer_answer::Outcome::Accepted(Accepted {}),
@@ -281,7 +311,8 @@ pub(super) fn from_transfer_answer(answer: TransferAnswer) -> Result<TransferRes
 mod tests {
     use quipu_model::{LogId, NodeId, Term, Vote};
     use quipu_replication::{
-        AppendOutcome, TransferOutcome, TransferParts, VoteOutcome, VoteParts,
+        AppendOutcome, SleepOutcome, SleepParts, TransferOutcome, TransferParts, VoteOutcome,
+        VoteParts,
     };
 
     const VOTE: Vote = Vote {
@@ -314,6 +345,18 @@ mod tests {
             transfer
         );
         assert!(super::from_transfer(Default::default()).is_err());
+
+        let sleep = SleepParts {
+            leader: transfer.leader,
+            last: LogId::new(6, 90),
+        };
+        let wire = super::to_sleep(sleep.into());
+        assert_eq!(SleepParts::from(super::from_sleep(wire).unwrap()), sleep);
+        assert!(super::from_sleep(Default::default()).is_err());
+        for outcome in [SleepOutcome::Agreed, SleepOutcome::Refused] {
+            let read = super::from_sleep_answer(super::to_sleep_answer(outcome.into()));
+            assert_eq!(SleepOutcome::from(read), outcome);
+        }
     }
 
     #[test]

@@ -11,8 +11,9 @@ use parking_lot::Mutex;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
 use quipu_proto::peer::v1::{Request, answer, request::Kind};
 use quipu_replication::{
-    AppendAnswers, AppendRequest, Called, SnapshotRequest, SnapshotResponse, TransferRequest,
-    TransferResponse, Transport, TransportError, VoteRequest, VoteResponse,
+    AppendAnswers, AppendRequest, Called, SleepRequest, SleepResponse, SnapshotRequest,
+    SnapshotResponse, TransferRequest, TransferResponse, Transport, TransportError, VoteRequest,
+    VoteResponse,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,8 +21,8 @@ use super::{
     Host,
     append::append,
     convert::{
-        Bad, from_snapshot_answer, from_transfer_answer, from_vote_answer, to_group, to_snapshot,
-        to_transfer, to_vote_request,
+        Bad, from_sleep_answer, from_snapshot_answer, from_transfer_answer, from_vote_answer,
+        to_group, to_sleep, to_snapshot, to_transfer, to_vote_request,
     },
     cost,
     dial::{Lane, Peer},
@@ -236,6 +237,20 @@ impl Transport for PeerLinks {
         let kind = Kind::Transfer(to_transfer(request));
         self.ask(target, key, kind, timeout, |answer| match answer {
             answer::Kind::Transfer(answer) => Some(from_transfer_answer(answer)),
+            _ => None,
+        })
+    }
+
+    fn sleep(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: SleepRequest,
+        timeout: Duration,
+    ) -> Called<'_, SleepResponse> {
+        let kind = Kind::Sleep(to_sleep(request));
+        self.ask(target, key, kind, timeout, |answer| match answer {
+            answer::Kind::Sleep(answer) => Some(Ok(from_sleep_answer(answer))),
             _ => None,
         })
     }

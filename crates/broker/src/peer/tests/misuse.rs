@@ -104,7 +104,7 @@ async fn a_stream_begins_with_a_hello_of_this_version_for_this_node() {
             "another cluster",
         ),
     ] {
-        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
         assert!(status.message().contains(reason), "{status}");
     }
 }
