@@ -206,3 +206,36 @@ async fn a_replica_that_was_shut_down_knows_of_no_leader() {
     .await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_a_cut_off_leader_began_is_undone_and_the_next_leader_may_change_again() {
+    let mut cluster = Cluster::start().await;
+    cluster.add(node(4), &[]).await;
+    cluster.fill(0, 10).await;
+    let (old, leader) = cluster.leader().await;
+    let [stays, other] = cluster.followers().await;
+    leader.add_learner(node(4), LONG).await.unwrap();
+    cluster.cut_off(old);
+    let short = Duration::from_millis(300);
+    let begun = leader.change_voters(&[old, stays], short).await;
+    let begun = begun.unwrap_err();
+    assert!(matches!(begun, AppendError::TimedOut(_)), "{begun:?}");
+    until_members(leader, |m| m.changing && m.voters == nodes(&[1, 2, 3])).await;
+
+    cluster.fill(10, 20).await;
+    let (_, next) = cluster.leader().await;
+    cluster.heal();
+    until_members(leader, |m| !m.changing && m.learners == nodes(&[4])).await;
+    let wanted = [node(4), stays, other];
+    let (first, second) = tokio::join!(
+        next.change_voters(&wanted, LONG),
+        next.change_voters(&wanted, LONG)
+    );
+    first.unwrap();
+    second.unwrap();
+    let three = BTreeSet::from(wanted);
+    until_members(cluster.at(node(4)), |m| m.voters == three && !m.changing).await;
+    let kept = wanted.map(|voter| voter.get());
+    cluster.hold_the_same(&kept, 0, 20).await;
+    cluster.stop().await;
+}
