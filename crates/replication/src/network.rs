@@ -17,6 +17,7 @@ use openraft::{
 use quipu_model::{NodeId, PartitionKey};
 
 use crate::{
+    config::APPEND_PATIENCE,
     parts::{SleepOutcome, SleepParts},
     state_machine::Manifest,
     type_config::Types,
@@ -290,7 +291,12 @@ impl RaftNetworkV2<Types> for Peer {
             let requests = stream::once(std::future::ready(first)).chain(input);
             let requests = requests.map(AppendRequest).boxed();
             let answers = transport
-                .append(target, key, requests, option.hard_ttl())
+                .append(
+                    target,
+                    key,
+                    requests,
+                    option.hard_ttl().max(APPEND_PATIENCE),
+                )
                 .await
                 .map_err(unreachable)?;
             let answers = answers.map(|answer| match answer {

@@ -11,7 +11,7 @@ use crate::{error::AppendError, partition::Partition, running::Running};
 /// A follower that lacks more entries than this is not waited for.
 const MOST_BEHIND: u64 = 4096;
 /// How long a follower may take to give a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 /// How long the door is kept closed, for a follower to get the last entries.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
@@ -57,6 +57,8 @@ impl Partition {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.transfer_leader(other.node, left).await {
                 Err(AppendError::Refused { .. }) => {}
+                // Nobody answers any more.
+                Err(AppendError::NotLeader { leader: None, .. }) => return Ok(false),
                 result => return result.map(|()| true),
             }
         }
