@@ -46,6 +46,13 @@ impl NewTopic {
         }
     }
 
+    /// Sets the number of replicas of each partition.
+    #[must_use]
+    pub fn replication_factor(mut self, replicas: u32) -> Self {
+        self.replication_factor = Some(replicas);
+        self
+    }
+
     /// Sets the number of partitions.
     #[must_use]
     pub fn partitions(mut self, partitions: u32) -> Self {

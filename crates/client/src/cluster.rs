@@ -1,6 +1,14 @@
 //! What the client knows of the cluster: connections, topics and their leaders.
 
-use std::{collections::HashMap, fmt, future::Future, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use quipu_model::TopicConfig;
@@ -26,6 +34,8 @@ pub(crate) struct Cluster {
     dial: Dial,
     channels: Mutex<HashMap<String, Channel>>,
     topics: tokio::sync::Mutex<HashMap<Box<str>, TopicView>>,
+    /// Which of the brokers is asked first: the one that answered last.
+    first: AtomicUsize,
 }
 
 impl fmt::Debug for Cluster {
@@ -72,6 +82,7 @@ impl Cluster {
             dial,
             channels: Mutex::default(),
             topics: tokio::sync::Mutex::default(),
+            first: AtomicUsize::new(0),
         }
     }
 
@@ -120,7 +131,15 @@ impl Cluster {
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
         let mut last = Error::invalid("no broker address was given");
-        for address in &self.config.brokers {
+        let brokers = &self.config.brokers;
+        let first = self.first.load(Ordering::Relaxed);
+        for turn in 0..brokers.len() {
+            let at = (first + turn) % brokers.len();
+            let Some(address) = brokers.get(at) else {
+                break;
+            };
+            // A node that does not answer is not asked first again: that may have taken seconds.
+            self.first.store(at, Ordering::Relaxed);
             match self.call_at(address, &call).await {
                 Ok(response) => return Ok(response),
                 Err(error) => last = error,
