@@ -13,6 +13,7 @@ use quipu_storage::{OpenError, Store};
 use tokio::sync::oneshot;
 
 use crate::{
+    blocking::blocking,
     config::config,
     error::AppendError,
     group::Group,
@@ -88,7 +89,7 @@ impl Replicator {
         config: TopicConfig,
     ) -> Result<Partition, AppendError> {
         let store = Arc::clone(&self.store);
-        let opening = tokio::task::spawn_blocking(move || match store.partition(key) {
+        let opening = blocking(&self.store, move || match store.partition(key) {
             Some(log) => {
                 log.set_config(config);
                 Ok(log)
@@ -264,7 +265,7 @@ async fn restart(inner: &Arc<Inner>, starter: &Starter, ended: &Running) -> Opti
 /// Deletes the segments below an offset, and lets Raft's log forget what they held.
 async fn trim(inner: &Inner, raft: &Raft, before: Offset) -> Result<(), String> {
     let (store, log) = (Arc::clone(&inner.store), Arc::clone(&inner.group.log));
-    let trimming = tokio::task::spawn_blocking(move || {
+    let trimming = blocking(&inner.store, move || {
         // What was applied, the voters above all, must be durable before the entries that say it are gone.
         store.checkpoint().map_err(|e| e.to_string())?;
         log.trim(before).map_err(|e| e.to_string())
