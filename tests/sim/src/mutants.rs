@@ -1,0 +1,85 @@
+//! Code that is wrong on purpose: each mutant must be caught by an invariant that is there for it.
+
+use clap::ValueEnum;
+use futures::{StreamExt, channel::mpsc, stream::BoxStream};
+use quipu_model::LeaderEpoch;
+use quipu_replication::{AppendOutcome, AppendParts, Partition};
+use quipu_storage::Payload;
+
+use crate::wire::{Outcomes, receive};
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mutant {
+    /// Disks answer a sync and do nothing.
+    LosesSyncs,
+    /// Followers answer appends before these are flushed.
+    AnswersBeforeFlush,
+    /// A replica votes for everyone who asks.
+    VotesTwice,
+    /// A producer gives what it sends again a new sequence.
+    RenumbersRetries,
+    /// A producer takes the leader's own append for an acknowledgement.
+    TrustsTheLeader,
+    /// Readers are shown what is not committed.
+    ReadsPastTheMark,
+    /// A node comes back from a crash with an empty disk.
+    ForgetsItsDisk,
+    /// One node gets batches with another leader epoch than the leader holds.
+    AltersBatches,
+    /// Two nodes never reach each other or the others again.
+    StaysCut,
+    /// A node's leader shows a high watermark of zero once.
+    MarkGoesBack,
+}
+
+impl Mutant {
+    /// The invariants of which one must catch it first.
+    pub(crate) fn caught_by(self) -> &'static [&'static str] {
+        match self {
+            Self::LosesSyncs | Self::AnswersBeforeFlush | Self::ForgetsItsDisk => &[
+                "acknowledged",
+                "unchanged",
+                "high-watermark",
+                "recovery",
+                "equal",
+            ],
+            Self::VotesTwice => &["one-leader"],
+            Self::RenumbersRetries => &["once"],
+            Self::TrustsTheLeader => &["acknowledged"],
+            Self::ReadsPastTheMark => &["unchanged"],
+            Self::AltersBatches => &["unchanged", "equal"],
+            Self::StaysCut => &["progress"],
+            Self::MarkGoesBack => &["high-watermark"],
+        }
+    }
+}
+
+/// Says of every request that it was flushed as soon as it has arrived.
+pub(crate) fn answer_at_once(
+    partition: Partition,
+    parts: BoxStream<'static, AppendParts>,
+) -> Outcomes {
+    let (tell, told) = mpsc::unbounded();
+    let parts = parts.map(move |parts| {
+        let last = parts.entries.last().map(|entry| entry.id);
+        // Nobody listens any more where this fails.
+        let _ = tell.unbounded_send(Ok(AppendOutcome::Matched(last.or(parts.previous))));
+        parts
+    });
+    let mut answers = receive(partition, parts.boxed());
+    tokio::spawn(async move { while answers.next().await.is_some() {} });
+    told.boxed()
+}
+
+/// Changes what no checksum covers.
+pub(crate) fn alter(mut parts: AppendParts) -> AppendParts {
+    for entry in &mut parts.entries {
+        if let Payload::Stamped(batch) = &entry.payload {
+            let header = batch.header();
+            let epoch = LeaderEpoch::new(header.leader_epoch.get() + 1);
+            entry.payload = Payload::Stamped(batch.stamped(header.base_offset, epoch));
+        }
+    }
+    parts
+}
