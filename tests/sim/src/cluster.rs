@@ -133,8 +133,7 @@ impl Cluster {
         };
         note!(self.trace, "node {node} starts its life {boot}");
         platter.set_capacity(u64::MAX);
-        let lies = self.mutant == Some(Mutant::LosesSyncs);
-        let disk = NodeDisk::new(platter.clone(), self.draw(), lies);
+        let disk = NodeDisk::new(platter.clone(), self.draw());
         let pace = Arc::new(Pace::new(Luck::new(self.draw())));
         let workers = NodeWorkers::new(Arc::clone(&pace), platter);
         let opened = UnrecoveredStore::open(Arc::new(disk.clone()), clock, store_config())
@@ -156,6 +155,9 @@ impl Cluster {
         };
         if let Some(state) = self.states.lock().get_mut(&node) {
             state.life = Life::Up(up.clone());
+        }
+        if self.mutant == Some(Mutant::LosesSyncs) {
+            up.disk.lie();
         }
         note!(self.trace, "node {node} is up");
         tokio::spawn(self.clone().watch(node, up));
@@ -307,7 +309,8 @@ impl Cluster {
                 Some(partition) => {
                     let mark = *partition.high_watermark().borrow();
                     let (leader, epoch) = partition.leader();
-                    format!("node {node} at {mark}, term {epoch}, leader {leader:?}")
+                    let start = partition.start_offset();
+                    format!("node {node} from {start} to {mark}, term {epoch}, leader {leader:?}")
                 }
             });
         }

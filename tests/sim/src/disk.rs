@@ -33,11 +33,11 @@ struct Power {
     left: Mutex<Option<FaultyDisk>>,
     seed: u64,
     /// Syncs are answered and not done.
-    lies: bool,
+    lies: AtomicBool,
 }
 
 impl NodeDisk {
-    pub(crate) fn new(platter: FaultyDisk, seed: u64, lies: bool) -> Self {
+    pub(crate) fn new(platter: FaultyDisk, seed: u64) -> Self {
         let power = Arc::new(Power {
             lost: AtomicBool::new(false),
             heard: Notify::new(),
@@ -45,7 +45,7 @@ impl NodeDisk {
             goes_at: AtomicU64::new(0),
             left: Mutex::new(None),
             seed,
-            lies,
+            lies: AtomicBool::new(false),
         });
         Self { platter, power }
     }
@@ -86,6 +86,11 @@ impl NodeDisk {
     pub(crate) fn lose_power_in(&self, n: u64) {
         let now = self.power.operations.load(Ordering::Relaxed);
         self.power.goes_at.store(now + n, Ordering::Relaxed);
+    }
+
+    /// From now on syncs are answered and not done.
+    pub(crate) fn lie(&self) {
+        self.power.lies.store(true, Ordering::Relaxed);
     }
 
     /// The power does not go by itself any more.
@@ -143,7 +148,7 @@ impl Disk for NodeDisk {
     }
     fn sync_all(&self) -> io::Result<()> {
         let disk = self.operate()?;
-        if self.power.lies {
+        if self.power.lies.load(Ordering::Relaxed) {
             return Ok(());
         }
         disk.sync_all()
@@ -188,7 +193,7 @@ impl DiskFile for NodeFile {
     }
     fn sync(&self) -> io::Result<()> {
         self.disk.operate()?;
-        if self.disk.power.lies {
+        if self.disk.power.lies.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.file.sync()

@@ -15,6 +15,7 @@ mod luck;
 mod mutants;
 mod network;
 mod readers;
+mod retention;
 mod run;
 mod seeds;
 mod trace;

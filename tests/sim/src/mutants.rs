@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use futures::{StreamExt, channel::mpsc, stream::BoxStream};
-use quipu_model::LeaderEpoch;
+use quipu_model::ProducerEpoch;
 use quipu_replication::{AppendOutcome, AppendParts, Partition};
 use quipu_storage::Payload;
 
@@ -11,7 +11,7 @@ use crate::wire::{Outcomes, receive};
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mutant {
-    /// Disks answer a sync and do nothing.
+    /// Disks answer a sync and do nothing, once a node is up.
     LosesSyncs,
     /// Followers answer appends before these are flushed.
     AnswersBeforeFlush,
@@ -25,7 +25,7 @@ pub(crate) enum Mutant {
     ReadsPastTheMark,
     /// A node comes back from a crash with an empty disk.
     ForgetsItsDisk,
-    /// One node gets batches with another leader epoch than the leader holds.
+    /// One node gets other batches than the leader holds.
     AltersBatches,
     /// Two nodes never reach each other or the others again.
     StaysCut,
@@ -46,7 +46,7 @@ impl Mutant {
             ],
             Self::VotesTwice => &["one-leader"],
             Self::RenumbersRetries => &["once"],
-            Self::TrustsTheLeader => &["acknowledged"],
+            Self::TrustsTheLeader => &["acknowledged", "high-watermark"],
             Self::ReadsPastTheMark => &["unchanged"],
             Self::AltersBatches => &["unchanged", "equal"],
             Self::StaysCut => &["progress"],
@@ -72,13 +72,14 @@ pub(crate) fn answer_at_once(
     told.boxed()
 }
 
-/// Changes what no checksum covers.
+/// Makes another batch of each, whose checksum fits.
 pub(crate) fn alter(mut parts: AppendParts) -> AppendParts {
     for entry in &mut parts.entries {
         if let Payload::Stamped(batch) = &entry.payload {
             let header = batch.header();
-            let epoch = LeaderEpoch::new(header.leader_epoch.get() + 1);
-            entry.payload = Payload::Stamped(batch.stamped(header.base_offset, epoch));
+            let epoch = ProducerEpoch::new(header.producer_epoch.get() + 1);
+            let other = batch.with_producer(header.producer_id, epoch, header.base_sequence);
+            entry.payload = Payload::Stamped(other);
         }
     }
     parts

@@ -28,6 +28,7 @@ impl Reader {
             );
             if let (Some(boot), Some(partition)) = (boot, partition) {
                 let mark = self.look(boot, &partition).await;
+                next = next.max(partition.start_offset());
                 self.read(boot, &partition, &mut next, mark).await;
             }
         }

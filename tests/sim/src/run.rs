@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
-use quipu_model::{NodeId, Offset, PartitionKey, ProducerId};
+use quipu_model::{NodeId, PartitionKey, ProducerId};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
@@ -27,6 +27,7 @@ use crate::{
     luck::Luck,
     mutants::Mutant,
     readers::Reader,
+    retention,
     trace::Trace,
 };
 
@@ -153,11 +154,21 @@ impl Course {
             tokio::spawn(reader.run());
         }
         let producers = self.start_producers();
+        let retention: Vec<_> = cluster
+            .keys
+            .iter()
+            .enumerate()
+            .map(|(n, key)| {
+                let luck = Luck::stream(self.plan.seed, 20_000 + n as u64);
+                tokio::spawn(retention::run(cluster.clone(), *key, luck))
+            })
+            .collect();
         let faults = faults::run(cluster.clone(), Luck::stream(self.plan.seed, 3));
         let faults = tokio::spawn(faults);
         sleep(self.plan.faulty).await;
         faults.abort();
         self.heal().await;
+        retention.iter().for_each(JoinHandle::abort);
         self.take_records(&producers).await;
         self.stop_producers(producers).await;
         self.become_equal().await;
@@ -275,11 +286,11 @@ impl Course {
                 let mut ends = cluster.nodes.iter().map(|node| {
                     let partition = cluster.network.partition(*node, *key)?;
                     let mark = *partition.high_watermark().borrow();
-                    let end = cluster.up(*node)?.store.partition(*key)?.state().end_offset;
-                    Some((mark, end))
+                    let state = cluster.up(*node)?.store.partition(*key)?.state();
+                    Some((mark, state.end_offset, state.start_offset))
                 });
                 let first = ends.next().flatten();
-                first.is_some_and(|(mark, end)| mark == end) && ends.all(|end| end == first)
+                first.is_some_and(|(mark, end, _)| mark == end) && ends.all(|end| end == first)
             };
             let deadline = Instant::now() + BECOMES_EQUAL;
             while !equal() && Instant::now() < deadline {
@@ -305,7 +316,7 @@ impl Course {
         let Some(partition) = self.cluster.network.partition(node, key) else {
             return all.freeze();
         };
-        let mut next = Offset::ZERO;
+        let mut next = partition.start_offset();
         let end = *partition.high_watermark().borrow();
         while next < end {
             match partition.read(next, 1 << 20).await {

@@ -141,6 +141,13 @@ impl Invariants {
         });
     }
 
+    /// Up to where readers have seen a partition.
+    pub(crate) fn read_up_to(&self, key: PartitionKey) -> Offset {
+        let state = self.state.lock();
+        let partition = state.partitions.get(&key);
+        partition.map_or(Offset::ZERO, |partition| partition.log.end())
+    }
+
     /// How many records were acknowledged.
     pub(crate) fn acknowledged_records(&self) -> u64 {
         let state = self.state.lock();
