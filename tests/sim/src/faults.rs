@@ -70,7 +70,7 @@ pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
         let fault = draw(&mut luck);
         let node = *luck.pick(&cluster.nodes);
         let other = *luck.pick(&cluster.nodes);
-        let lasts = luck.millis(200..9000);
+        let lasts = luck.millis(200..9000) * if luck.per_mille(80) { 6 } else { 1 };
         let number = luck.next();
         note!(
             cluster.trace,

@@ -1,7 +1,8 @@
-//! Idempotent producers: each sends numbered records to its partition, one batch after the other, and sends a batch again
-//! until it is acknowledged.
+//! Idempotent producers: each sends numbered records to its partition, a few batches at once, and sends a batch again until it
+//! is acknowledged.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,8 +10,10 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use quipu_model::{
-    NodeId, Offset, PartitionKey, ProducerEpoch, ProducerId, RecordBatch, Sequence, TimestampMs,
+    NodeId, Offset, PartitionKey, ProducerEpoch, ProducerId, RecordBatch, Sequence, Term,
+    TimestampMs,
     batch::{BatchBuilder, Compression},
 };
 use quipu_replication::{Acks, AppendError};
@@ -94,6 +97,9 @@ pub(crate) struct Progress {
     pub(crate) batches: AtomicU64,
 }
 
+/// As many batches of a producer as a partition remembers.
+const MOST_AT_ONCE: u64 = 5;
+
 pub(crate) struct Producer {
     pub(crate) key: PartitionKey,
     pub(crate) id: ProducerId,
@@ -104,12 +110,22 @@ pub(crate) struct Producer {
     pub(crate) luck: Luck,
     pub(crate) progress: Arc<Progress>,
     pub(crate) mutant: Option<Mutant>,
-    pub(crate) next_sequence: i32,
+}
+
+/// A batch that is not acknowledged yet.
+#[derive(Clone, Copy, Debug)]
+struct Unsent {
+    /// Counts batches.
+    ordinal: u64,
+    first: u64,
+    records: u32,
+    sequence: i32,
 }
 
 /// How an attempt ended.
+#[derive(Debug)]
 enum Outcome {
-    Acknowledged(Offset, quipu_model::Term),
+    Acknowledged(Offset, Term),
     /// Somebody else may lead.
     Elsewhere(Option<NodeId>),
     /// It may have been appended.
@@ -119,131 +135,168 @@ enum Outcome {
 
 impl Producer {
     pub(crate) async fn run(mut self) {
-        let mut number = 0;
+        let (mut ordinal, mut number, mut sequence) = (0, 0, 0);
         let mut node = *self.luck.pick(&self.nodes);
-        while !self.progress.stop.load(Ordering::Relaxed) {
-            let records = self.luck.within(1..5) as u32;
-            let Some((base, term)) = self.send(number, records, &mut node).await else {
-                return;
-            };
-            self.invariants.acknowledged(
-                self.key,
-                Acknowledgement {
-                    base,
-                    producer: self.id,
+        let mut unsent = VecDeque::new();
+        loop {
+            let stop = self.progress.stop.load(Ordering::Relaxed);
+            let at_once = self.luck.within(1..MOST_AT_ONCE + 1) as usize;
+            while !stop && unsent.len() < at_once && !spans(&unsent, ordinal) {
+                let records = self.luck.within(1..5) as u32;
+                unsent.push_back(Unsent {
+                    ordinal,
                     first: number,
                     records,
-                    term,
+                    sequence,
+                });
+                ordinal += 1;
+                number += u64::from(records);
+                sequence += records as i32;
+            }
+            if unsent.is_empty() {
+                return;
+            }
+            let Some(good) = self.round(&mut unsent, &mut node).await else {
+                return;
+            };
+            if !good && self.mutant == Some(Mutant::RenumbersRetries) {
+                for batch in &mut unsent {
+                    batch.sequence = sequence;
+                    sequence += batch.records as i32;
+                }
+            }
+            let pause = if good { 0..150 } else { 5..120 };
+            tokio::time::sleep(self.luck.millis(pause)).await;
+        }
+    }
+
+    /// Sends all that is not acknowledged, in its order. Whether all of it is now; `None` where it is no use to go on.
+    async fn round(&mut self, unsent: &mut VecDeque<Unsent>, node: &mut NodeId) -> Option<bool> {
+        let patience = self.luck.millis(500..5000);
+        // One connection: they arrive in their order, or not at all.
+        let arriving = self.network.travel_from_client(*node);
+        let arrived = timeout(patience, arriving).await.is_ok();
+        let mut attempts = Vec::new();
+        for batch in &*unsent {
+            let attempt = Attempt {
+                key: self.key,
+                node: *node,
+                network: self.network.clone(),
+                trace: self.trace.clone(),
+                acks: match self.mutant {
+                    Some(Mutant::TrustsTheLeader) => Acks::Leader,
+                    _ => Acks::All,
                 },
-            );
-            number += u64::from(records);
-            self.progress.batches.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(self.luck.millis(0..150)).await;
+            };
+            attempts.push(attempt.run(self.batch(batch)?, patience));
         }
-    }
-
-    fn batch(&self, number: u64, records: u32) -> Option<RecordBatch> {
-        let mut builder = BatchBuilder::new(Compression::None);
-        for number in number..number + u64::from(records) {
-            let value = value(self.id, number);
-            builder.append(TimestampMs::new(EPOCH_MS), None, Some(&value), &[]);
+        if !arrived {
+            *node = *self.luck.pick(&self.nodes);
+            return Some(false);
         }
-        let epoch = ProducerEpoch::new(0);
-        builder.set_producer(self.id, epoch, Sequence::new(self.next_sequence));
-        builder.build().ok()
-    }
-
-    /// Sends a batch until it is acknowledged; `None` where that is no use.
-    async fn send(
-        &mut self,
-        number: u64,
-        records: u32,
-        node: &mut NodeId,
-    ) -> Option<(Offset, quipu_model::Term)> {
-        loop {
-            let batch = self.batch(number, records)?;
-            match self.attempt(*node, batch).await {
+        let outcomes = join_all(attempts).await;
+        let mut left = VecDeque::new();
+        for (batch, outcome) in unsent.drain(..).zip(outcomes) {
+            match outcome {
                 Outcome::Acknowledged(base, term) => {
-                    self.next_sequence += records as i32;
-                    return Some((base, term));
+                    self.acknowledged(&batch, base, term);
+                    continue;
                 }
                 Outcome::Elsewhere(leader) => {
                     *node = leader.unwrap_or(*self.luck.pick(&self.nodes));
                 }
-                Outcome::Unknown => {
-                    if self.mutant == Some(Mutant::RenumbersRetries) {
-                        self.next_sequence += records as i32;
-                    }
-                    *node = *self.luck.pick(&self.nodes);
-                }
+                Outcome::Unknown => *node = *self.luck.pick(&self.nodes),
                 Outcome::Refused(error) => {
-                    let detail = format!("producer {} at {number}: {error}", self.id);
+                    let detail = format!("producer {} at {}: {error}", self.id, batch.first);
                     self.invariants.note(violated("definite-error", detail));
                     return None;
                 }
             }
-            tokio::time::sleep(self.luck.millis(5..120)).await;
+            left.push_back(batch);
         }
+        *unsent = left;
+        Some(unsent.is_empty())
     }
 
-    async fn attempt(&mut self, node: NodeId, batch: RecordBatch) -> Outcome {
-        let patience = self.luck.millis(500..5000);
-        let sequence = batch.header().base_sequence;
-        let key = self.key;
-        let acks = match self.mutant {
-            Some(Mutant::TrustsTheLeader) => Acks::Leader,
-            _ => Acks::All,
+    fn acknowledged(&self, batch: &Unsent, base: Offset, term: Term) {
+        let told = Acknowledgement {
+            base,
+            producer: self.id,
+            first: batch.first,
+            records: batch.records,
+            term,
         };
-        let network = self.network.clone();
-        let calling = async move {
-            network.travel_from_client(node).await;
-            let Some(partition) = network.partition(node, key) else {
-                return Outcome::Elsewhere(None);
-            };
-            let boot = network.boot(node);
-            let answer = partition.append(batch, acks, Duration::from_secs(10)).await;
-            let term = quipu_model::Term::new(partition.leader().1.get().max(0) as u64);
-            // A connection to a node that died in between is gone, and the answer with it.
-            let gone = network.boot(node) != boot;
-            network.travel_from_client(node).await;
-            match answer {
-                _ if gone => Outcome::Unknown,
-                Ok(appended) => match appended.base_offset {
-                    Some(base) => Outcome::Acknowledged(base, term),
-                    None => Outcome::Unknown,
-                },
-                Err(AppendError::NotLeader { leader, .. }) => Outcome::Elsewhere(leader),
-                // A leader that does not yet know that it was replaced cannot know what was appended since.
-                Err(AppendError::OutOfOrder { .. }) => Outcome::Elsewhere(None),
-                Err(error) if !error.is_retryable() => Outcome::Refused(error),
-                Err(error) if error.is_definite() => Outcome::Elsewhere(None),
-                Err(_) => Outcome::Unknown,
-            }
-        };
-        let outcome = timeout(patience, calling).await.unwrap_or(Outcome::Unknown);
-        let (id, partition) = (self.id, key.partition);
-        match &outcome {
-            Outcome::Acknowledged(base, term) => {
-                note!(
-                    self.trace,
-                    "producer {id} seq {sequence} p{partition} is at {base} in term {term}"
-                );
-            }
-            Outcome::Elsewhere(leader) => {
-                note!(
-                    self.trace,
-                    "producer {id} seq {sequence} p{partition} not at {node}, {leader:?}"
-                );
-            }
-            Outcome::Unknown => note!(
-                self.trace,
-                "producer {id} seq {sequence} p{partition} unknown at {node}"
-            ),
-            Outcome::Refused(error) => note!(
-                self.trace,
-                "producer {id} seq {sequence} p{partition} {error}"
-            ),
+        self.invariants.acknowledged(self.key, told);
+        self.progress.batches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn batch(&self, batch: &Unsent) -> Option<RecordBatch> {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for number in batch.first..batch.first + u64::from(batch.records) {
+            let value = value(self.id, number);
+            builder.append(TimestampMs::new(EPOCH_MS), None, Some(&value), &[]);
         }
+        let epoch = ProducerEpoch::new(0);
+        builder.set_producer(self.id, epoch, Sequence::new(batch.sequence));
+        builder.build().ok()
+    }
+}
+
+/// Whether the oldest batch would be too old to be known as a duplicate, were another sent.
+fn spans(unsent: &VecDeque<Unsent>, next: u64) -> bool {
+    unsent
+        .front()
+        .is_some_and(|oldest| next - oldest.ordinal >= MOST_AT_ONCE)
+}
+
+/// One call to one node.
+struct Attempt {
+    key: PartitionKey,
+    node: NodeId,
+    network: Network,
+    trace: Trace,
+    acks: Acks,
+}
+
+impl Attempt {
+    async fn run(self, batch: RecordBatch, patience: Duration) -> Outcome {
+        let (id, sequence) = (batch.header().producer_id, batch.header().base_sequence);
+        let outcome = timeout(patience, self.call(batch)).await;
+        let outcome = outcome.unwrap_or(Outcome::Unknown);
+        let (partition, node) = (self.key.partition, self.node);
+        note!(
+            self.trace,
+            "producer {id} p{partition} seq {sequence} at node {node}: {outcome:?}"
+        );
         outcome
+    }
+
+    async fn call(&self, batch: RecordBatch) -> Outcome {
+        let (network, node) = (&self.network, self.node);
+        let boot = network.boot(node);
+        let Some(partition) = network.partition(node, self.key) else {
+            return Outcome::Elsewhere(None);
+        };
+        let answer = partition
+            .append(batch, self.acks, Duration::from_secs(10))
+            .await;
+        let term = Term::new(partition.leader().1.get().max(0) as u64);
+        // A connection to a node that died in between is gone, and the answer with it.
+        if network.boot(node) != boot {
+            return Outcome::Unknown;
+        }
+        network.travel_from_client(node).await;
+        match answer {
+            Ok(appended) => match appended.base_offset {
+                Some(base) => Outcome::Acknowledged(base, term),
+                None => Outcome::Unknown,
+            },
+            Err(AppendError::NotLeader { leader, .. }) => Outcome::Elsewhere(leader),
+            // A batch before it is still to be sent again, or the leader was replaced and does not know it yet.
+            Err(AppendError::OutOfOrder { .. }) => Outcome::Elsewhere(None),
+            Err(error) if !error.is_retryable() => Outcome::Refused(error),
+            Err(error) if error.is_definite() => Outcome::Elsewhere(None),
+            Err(_) => Outcome::Unknown,
+        }
     }
 }

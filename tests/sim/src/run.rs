@@ -197,7 +197,6 @@ impl Course {
                     luck: Luck::stream(self.plan.seed, 1000 + number),
                     progress: Arc::clone(&progress),
                     mutant: self.plan.mutant,
-                    next_sequence: 0,
                 };
                 let task = tokio::spawn(producer.run());
                 all.push(Running {

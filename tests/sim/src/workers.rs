@@ -15,6 +15,9 @@ use tokio::sync::Notify;
 
 use crate::luck::Luck;
 
+/// What a store calls the worker that waits for others.
+const HOUSEKEEPER: &str = "quipu-keeper";
+
 /// The workers of one store.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeWorkers {
@@ -110,11 +113,12 @@ impl NodeWorkers {
         }
     }
 
-    /// Lets all workers step until `done`, in place of whoever would have to wait for them.
-    fn work_until(&self, done: &mut dyn FnMut() -> bool) {
+    /// Lets workers step until `done`, in place of whoever would have to wait for them.
+    fn work_until(&self, which: fn(&Task) -> bool, done: &mut dyn FnMut() -> bool) {
         let mut rescued = false;
+        let mut tasks = self.all.lock().clone();
+        tasks.retain(|task| which(task));
         while !done() {
-            let tasks = self.all.lock().clone();
             let mut progress = false;
             for task in &tasks {
                 while !done() && task.step(rescued) == Some(Rest::No) {
@@ -152,7 +156,8 @@ impl Workers for NodeWorkers {
     }
 
     fn before_blocking(&self, done: &mut dyn FnMut() -> bool) {
-        self.work_until(done);
+        // What is waited for is the write-ahead log. Whoever waits may hold what the housekeeper needs.
+        self.work_until(|task| task.name != HOUSEKEEPER, done);
     }
 
     fn is_single_threaded(&self) -> bool {
@@ -176,7 +181,7 @@ impl Working for Started {
             return;
         }
         let task = Arc::clone(&self.task);
-        self.workers.work_until(&mut || {
+        self.workers.work_until(|_| true, &mut || {
             task.worker
                 .try_lock()
                 .is_some_and(|worker| worker.is_none())
