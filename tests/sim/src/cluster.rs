@@ -133,7 +133,8 @@ impl Cluster {
         };
         note!(self.trace, "node {node} starts its life {boot}");
         platter.set_capacity(u64::MAX);
-        let disk = NodeDisk::new(platter.clone(), self.draw());
+        let forgets_names = self.mutant == Some(Mutant::SkipsNameSyncs);
+        let disk = NodeDisk::new(platter.clone(), self.draw(), forgets_names);
         let pace = Arc::new(Pace::new(Luck::new(self.draw())));
         let workers = NodeWorkers::new(Arc::clone(&pace), platter);
         let opened = UnrecoveredStore::open(Arc::new(disk.clone()), clock, store_config())

@@ -34,10 +34,12 @@ struct Power {
     seed: u64,
     /// Syncs are answered and not done.
     lies: AtomicBool,
+    /// Names are not synced.
+    forgets_names: bool,
 }
 
 impl NodeDisk {
-    pub(crate) fn new(platter: FaultyDisk, seed: u64) -> Self {
+    pub(crate) fn new(platter: FaultyDisk, seed: u64, forgets_names: bool) -> Self {
         let power = Arc::new(Power {
             lost: AtomicBool::new(false),
             heard: Notify::new(),
@@ -46,6 +48,7 @@ impl NodeDisk {
             left: Mutex::new(None),
             seed,
             lies: AtomicBool::new(false),
+            forgets_names,
         });
         Self { platter, power }
     }
@@ -144,7 +147,11 @@ impl Disk for NodeDisk {
         self.operate()?.rename(from, to)
     }
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.operate()?.sync_dir(dir)
+        let disk = self.operate()?;
+        if self.power.forgets_names {
+            return Ok(());
+        }
+        disk.sync_dir(dir)
     }
     fn sync_all(&self) -> io::Result<()> {
         let disk = self.operate()?;

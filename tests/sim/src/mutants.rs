@@ -1,5 +1,10 @@
 //! Code that is wrong on purpose: each mutant must be caught by an invariant that is there for it.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use clap::ValueEnum;
 use futures::{StreamExt, channel::mpsc, stream::BoxStream};
 use quipu_model::ProducerEpoch;
@@ -23,6 +28,12 @@ pub(crate) enum Mutant {
     TrustsTheLeader,
     /// Readers are shown what is not committed.
     ReadsPastTheMark,
+    /// Creations, removals and renames of files are not made durable.
+    SkipsNameSyncs,
+    /// A node shows a reader what comes after the records it asked for.
+    SkipsRecords,
+    /// A node shows a reader other bytes than it holds.
+    FlipsBits,
     /// A node comes back from a crash with an empty disk.
     ForgetsItsDisk,
     /// One node gets other batches than the leader holds.
@@ -47,7 +58,10 @@ impl Mutant {
             Self::VotesTwice => &["one-leader"],
             Self::RenumbersRetries => &["once"],
             Self::TrustsTheLeader => &["acknowledged", "high-watermark"],
-            Self::ReadsPastTheMark => &["unchanged"],
+            Self::ReadsPastTheMark => &["unchanged", "acknowledged"],
+            Self::SkipsNameSyncs => &["recovery", "acknowledged", "high-watermark"],
+            Self::SkipsRecords => &["order"],
+            Self::FlipsBits => &["unchanged"],
             Self::AltersBatches => &["unchanged", "equal"],
             Self::StaysCut => &["progress"],
             Self::MarkGoesBack => &["high-watermark"],
@@ -55,20 +69,36 @@ impl Mutant {
     }
 }
 
-/// Says of every request that it was flushed as soon as it has arrived.
+/// Says of every request that it was flushed as soon as it has arrived, once the first showed that the logs agree.
 pub(crate) fn answer_at_once(
     partition: Partition,
     parts: BoxStream<'static, AppendParts>,
 ) -> Outcomes {
     let (tell, told) = mpsc::unbounded();
+    let (early, agreed) = (tell.clone(), Arc::new(AtomicBool::new(false)));
+    let agree = Arc::clone(&agreed);
+    // Nobody listens any more where sending fails.
     let parts = parts.map(move |parts| {
-        let last = parts.entries.last().map(|entry| entry.id);
-        // Nobody listens any more where this fails.
-        let _ = tell.unbounded_send(Ok(AppendOutcome::Matched(last.or(parts.previous))));
+        if agreed.load(Ordering::Relaxed) {
+            let last = parts.entries.last().map(|entry| entry.id);
+            let answer = AppendOutcome::Matched(last.or(parts.previous));
+            let _ = early.unbounded_send(Ok(answer));
+        }
         parts
     });
     let mut answers = receive(partition, parts.boxed());
-    tokio::spawn(async move { while answers.next().await.is_some() {} });
+    tokio::spawn(async move {
+        if let Some(first) = answers.next().await {
+            let agrees = matches!(first, Ok(AppendOutcome::Matched(_)));
+            agree.store(agrees, Ordering::Relaxed);
+            let _ = tell.unbounded_send(first);
+        }
+        while let Some(answer) = answers.next().await {
+            if !agree.load(Ordering::Relaxed) {
+                let _ = tell.unbounded_send(answer);
+            }
+        }
+    });
     told.boxed()
 }
 

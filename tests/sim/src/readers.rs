@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use quipu_model::{NodeId, Offset, PartitionKey, Term};
 use quipu_replication::Partition;
+use quipu_storage::{ReadBatches, ReadError};
 
 use crate::{cluster::Cluster, luck::Luck, mutants::Mutant, trace::note};
 
@@ -56,47 +58,55 @@ impl Reader {
     }
 
     async fn read(&self, boot: u64, partition: &Partition, next: &mut Offset, mark: Offset) {
-        let past = self.cluster.mutant == Some(Mutant::ReadsPastTheMark);
-        let read = if past {
-            let up = self.cluster.up(self.node);
-            let Some(log) = up.and_then(|up| up.store.partition(self.key)) else {
-                return;
-            };
-            let end = log.state().end_offset;
-            if end <= *next {
-                return;
-            }
-            log.read(*next, MOST_BYTES, end)
-        } else if mark > *next {
-            partition.read(*next, MOST_BYTES).await
-        } else {
-            return;
-        };
         let cluster = &self.cluster;
+        let read = match cluster.mutant {
+            Some(Mutant::ReadsPastTheMark) => self.read_to_the_end(*next),
+            Some(Mutant::SkipsRecords) if mark > next.plus(50) => {
+                Some(partition.read(next.plus(40), MOST_BYTES).await)
+            }
+            _ if mark > *next => Some(partition.read(*next, MOST_BYTES).await),
+            _ => None,
+        };
+        let part = self.key.partition;
         match read {
-            Ok(read) => {
+            None => {}
+            Some(Ok(read)) => {
+                let to = read.next_offset;
                 note!(
                     cluster.trace,
-                    "reader {} p{} from {next} to {}",
-                    self.node,
-                    self.key.partition,
-                    read.next_offset
+                    "reader {} p{part} from {next} to {to}",
+                    self.node
                 );
-                cluster
-                    .invariants
-                    .read(self.key, self.node, *next, read.bytes);
-                *next = read.next_offset;
+                let bytes = if cluster.mutant == Some(Mutant::FlipsBits) {
+                    flip(&read.bytes)
+                } else {
+                    read.bytes
+                };
+                cluster.invariants.read(self.key, self.node, *next, bytes);
+                *next = to;
             }
             // A node that died meanwhile has no disk to read from.
-            Err(_) if cluster.network.boot(self.node) != Some(boot) => {}
-            Err(error) => {
-                note!(
-                    cluster.trace,
-                    "reader {} p{}: {error}",
-                    self.node,
-                    self.key.partition
-                );
+            Some(Err(_)) if cluster.network.boot(self.node) != Some(boot) => {}
+            Some(Err(error)) => {
+                note!(cluster.trace, "reader {} p{part}: {error}", self.node);
             }
         }
     }
+
+    /// What the log holds, committed or not.
+    fn read_to_the_end(&self, next: Offset) -> Option<Result<ReadBatches, ReadError>> {
+        let log = self.cluster.up(self.node)?.store.partition(self.key)?;
+        let end = log.state().end_offset;
+        (end > next).then(|| log.read(next, MOST_BYTES, end))
+    }
+}
+
+/// The same bytes but for one bit in the middle.
+fn flip(bytes: &[u8]) -> Bytes {
+    let mut bytes = bytes.to_vec();
+    let middle = bytes.len() / 2;
+    if let Some(byte) = bytes.get_mut(middle) {
+        *byte ^= 1;
+    }
+    bytes.into()
 }

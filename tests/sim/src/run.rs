@@ -3,10 +3,15 @@
 use std::{
     collections::BTreeMap,
     io::Write as _,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::Ordering,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Duration,
 };
 
+use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use quipu_model::{NodeId, PartitionKey, ProducerId};
@@ -59,24 +64,55 @@ pub(crate) struct Outcome {
 
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// How long, in real time, simulated time may stand still.
+const STANDSTILL: Duration = Duration::from_secs(120);
+
 /// Runs a seed, on a thread whose randomness begins with it.
 pub(crate) fn run(plan: Plan) -> anyhow::Result<Outcome> {
     entropy::seed(plan.seed);
+    let (show, shown) = mpsc::channel();
+    let (tell, told) = mpsc::channel();
     let thread = std::thread::Builder::new().stack_size(8 << 20);
-    let running = thread.spawn(move || -> anyhow::Result<Outcome> {
+    thread.spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
-            .build()?;
-        Ok(runtime.block_on(simulate(plan)))
+            .build();
+        // Where nobody listens any more, the process ends.
+        let _ = tell.send(runtime.map(|runtime| runtime.block_on(simulate(plan, &show))));
     })?;
-    running
-        .join()
-        .unwrap_or_else(|_| anyhow::bail!("the simulation itself panicked"))
+    let trace: Trace = shown.recv().context("the simulation did not begin")?;
+    loop {
+        let before = trace.at();
+        match told.recv_timeout(STANDSTILL) {
+            Ok(outcome) => return Ok(outcome?),
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the simulation itself panicked"),
+            Err(RecvTimeoutError::Timeout) if trace.at() > before => {}
+            Err(RecvTimeoutError::Timeout) => return Ok(stands_still(&trace)),
+        }
+    }
 }
 
-async fn simulate(plan: Plan) -> Outcome {
+/// Something waits for what cannot come, or works for ever at one moment.
+fn stands_still(trace: &Trace) -> Outcome {
+    let violation = Violation {
+        invariant: "standstill",
+        detail: format!("time stands still at {} ms", trace.at().as_millis()),
+    };
+    Outcome {
+        simulated: trace.at(),
+        events: trace.events(),
+        fingerprint: trace.fingerprint(),
+        acknowledged: 0,
+        violation: Some(violation),
+        tail: trace.tail(),
+    }
+}
+
+async fn simulate(plan: Plan, show: &mpsc::Sender<Trace>) -> Outcome {
     let trace = Trace::new(plan.print);
+    // Whoever started this waits for it.
+    let _ = show.send(trace.clone());
     listen(&trace);
     let start = Instant::now();
     let shape = (plan.nodes, plan.partitions);

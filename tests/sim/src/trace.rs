@@ -1,6 +1,6 @@
 //! What happened, in order: a fingerprint of all of it, and its last lines.
 
-use std::{collections::VecDeque, fmt, fmt::Write as _, io, sync::Arc};
+use std::{collections::VecDeque, fmt, fmt::Write as _, io, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -20,6 +20,8 @@ pub(crate) struct Trace {
 struct Inner {
     tail: VecDeque<String>,
     events: u64,
+    /// When the last event was.
+    at: Duration,
     /// FNV-1a over every line.
     fingerprint: u64,
 }
@@ -30,6 +32,7 @@ impl Trace {
         let inner = Inner {
             tail: VecDeque::new(),
             events: 0,
+            at: Duration::ZERO,
             fingerprint: 0xcbf2_9ce4_8422_2325,
         };
         Self {
@@ -57,7 +60,13 @@ impl Trace {
             eprintln!("{line}");
         }
         inner.events += 1;
+        inner.at = at;
         inner.tail.push_back(line);
+    }
+
+    /// When the last event was, in simulated time.
+    pub(crate) fn at(&self) -> Duration {
+        self.inner.lock().at
     }
 
     pub(crate) fn events(&self) -> u64 {
