@@ -11,6 +11,7 @@ use quipu_model::Offset;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    blocking::blocking,
     partition::{Inner, Replica},
     replicator::Starter,
     running::Running,
@@ -145,7 +146,7 @@ async fn restart(inner: &Arc<Inner>, starter: &Starter, ended: &Running) -> Opti
 /// Deletes the segments below an offset, and lets Raft's log forget what they held.
 async fn trim(inner: &Inner, raft: &Raft, before: Offset) -> Result<(), String> {
     let (store, log) = (Arc::clone(&inner.store), Arc::clone(&inner.group.log));
-    let trimming = tokio::task::spawn_blocking(move || {
+    let trimming = blocking(&inner.store, move || {
         // What was applied, the voters above all, must be durable before the entries that say it are gone.
         store.checkpoint().map_err(|e| e.to_string())?;
         log.trim(before).map_err(|e| e.to_string())

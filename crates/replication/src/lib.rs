@@ -4,6 +4,7 @@
 //! through. A partition's log is its Raft log, and its segments are the state: nothing is kept twice.
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod config;
 mod door;
 mod error;

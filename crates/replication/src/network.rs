@@ -1,6 +1,14 @@
 //! Messages between the replicas of a group, over whatever transport the broker supplies.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future, ready},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{
     Stream, StreamExt,
@@ -15,6 +23,7 @@ use openraft::{
     raft,
 };
 use quipu_model::{NodeId, PartitionKey};
+use quipu_storage::PartitionLog;
 
 use crate::{
     config::APPEND_PATIENCE,
@@ -160,7 +169,7 @@ pub struct NoPeers;
 
 fn no_peer<T: Send + 'static>(node: NodeId) -> Called<'static, T> {
     let reason = "this node runs alone".to_owned();
-    Box::pin(std::future::ready(Err(TransportError { node, reason })))
+    Box::pin(ready(Err(TransportError { node, reason })))
 }
 
 impl Transport for NoPeers {
@@ -223,7 +232,7 @@ impl Transport for NoPeers {
 /// Hands openraft a client for each of a group's other replicas.
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
-    pub(crate) key: PartitionKey,
+    pub(crate) log: Arc<PartitionLog>,
     pub(crate) transport: Arc<dyn Transport>,
 }
 
@@ -234,6 +243,15 @@ impl RaftNetworkFactory<Types> for Network {
         Peer {
             target: NodeId::new(target),
             network: self.clone(),
+            heartbeats: false,
+        }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _: &EmptyNode) -> Peer {
+        Peer {
+            target: NodeId::new(target),
+            network: self.clone(),
+            heartbeats: true,
         }
     }
 }
@@ -243,11 +261,28 @@ impl RaftNetworkFactory<Types> for Network {
 pub(crate) struct Peer {
     target: NodeId,
     network: Network,
+    /// Whether it carries heartbeats only, which need no entry.
+    heartbeats: bool,
 }
 
 impl Peer {
     fn transport(&self) -> (&dyn Transport, NodeId, PartitionKey) {
-        (&*self.network.transport, self.target, self.network.key)
+        let network = &self.network;
+        (&*network.transport, self.target, network.log.key())
+    }
+
+    /// What tells of a request whether the entries that its receiver lacks next were deleted with their segments. openraft reads
+    /// nothing then, sends that, is told that it arrived, and does so for ever: as long as the stream goes on it keeps the
+    /// entries it thinks are on their way from being purged, without which there is no snapshot instead of them.
+    fn lacks_entries(
+        &self,
+    ) -> impl Fn(&raft::AppendEntriesRequest<Types>) -> bool + Send + 'static {
+        let log = (!self.heartbeats).then(|| Arc::clone(&self.network.log));
+        move |request| {
+            let next = request.prev_log_id.map_or(0, |id| id.index + 1);
+            let deleted = log.as_ref().and_then(|log| log.purge_point());
+            request.entries.is_empty() && deleted.is_some_and(|(last, _)| next <= last.index.get())
+        }
     }
 }
 
@@ -263,7 +298,7 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: raft::AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<raft::AppendEntriesResponse<Types>, RaftError> {
-        let requests = stream::once(std::future::ready(rpc)).boxed();
+        let requests = stream::once(ready(rpc)).boxed();
         let node = self.target;
         let mut answers = self.stream_append(requests, option).await?;
         let answer = answers.next().await.unwrap_or_else(|| {
@@ -283,27 +318,38 @@ impl RaftNetworkV2<Types> for Peer {
     where
         S: Stream<Item = raft::AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
+        let lacks_entries = self.lacks_entries();
         let (transport, target, key) = self.transport();
+        let patience = option.hard_ttl().max(APPEND_PATIENCE);
         Box::pin(async move {
             let Some(first) = input.next().await else {
                 return Ok(stream::empty().boxed() as Appends<'s>);
             };
-            let requests = stream::once(std::future::ready(first)).chain(input);
+            let cut = Arc::new(AtomicBool::new(false));
+            let noted = Arc::clone(&cut);
+            let requests = stream::once(ready(first)).chain(input);
+            let requests = requests.take_while(move |request| {
+                let lacks = lacks_entries(request);
+                noted.fetch_or(lacks, Ordering::Relaxed);
+                ready(!lacks)
+            });
             let requests = requests.map(AppendRequest).boxed();
             let answers = transport
-                .append(
-                    target,
-                    key,
-                    requests,
-                    option.hard_ttl().max(APPEND_PATIENCE),
-                )
+                .append(target, key, requests, patience)
                 .await
                 .map_err(unreachable)?;
             let answers = answers.map(|answer| match answer {
                 Ok(answer) => Ok(answer.0),
                 Err(error) => Err(unreachable(error).into()),
             });
-            Ok(answers.boxed() as Appends<'s>)
+            let deleted = stream::iter(std::iter::from_fn(move || {
+                cut.swap(false, Ordering::Relaxed).then(|| {
+                    let reason = "the entries that it lacks were deleted".to_owned();
+                    let node = target;
+                    Err(unreachable(TransportError { node, reason }).into())
+                })
+            }));
+            Ok(answers.chain(deleted).boxed() as Appends<'s>)
         })
     }
 

@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    blocking::blocking,
     error::AppendError,
     flight::Loss,
     group::Group,
@@ -237,7 +238,7 @@ impl Partition {
         f: impl FnOnce(&PartitionLog) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
         let log = Arc::clone(self.log());
-        let reading = tokio::task::spawn_blocking(move || f(&log));
+        let reading = blocking(&self.inner.store, move || f(&log));
         reading.await.unwrap_or_else(|error| {
             Err(ReadError::Io {
                 path: self.key().to_string().into(),
@@ -323,7 +324,7 @@ impl Partition {
     ) -> Result<Offset, AppendError> {
         let (running, term) = self.leading()?;
         let log = Arc::clone(self.log());
-        let asking = tokio::task::spawn_blocking(move || {
+        let asking = blocking(&self.inner.store, move || {
             log.roll_if_due(now)?;
             Ok(log.retention_point(policy, now))
         });

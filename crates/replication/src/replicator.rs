@@ -11,6 +11,7 @@ use quipu_model::{NodeId, PartitionKey, TopicConfig};
 use quipu_storage::{OpenError, Store};
 
 use crate::{
+    blocking::blocking,
     config::config,
     error::AppendError,
     group::Group,
@@ -109,7 +110,7 @@ impl Replicator {
         config: TopicConfig,
     ) -> Result<Partition, AppendError> {
         let store = Arc::clone(&self.store);
-        let opening = tokio::task::spawn_blocking(move || match store.partition(key) {
+        let opening = blocking(&self.store, move || match store.partition(key) {
             Some(log) => {
                 log.set_config(config);
                 Ok(log)
@@ -122,7 +123,7 @@ impl Replicator {
             .map_err(|error: OpenError| self.not_opened(&error))?;
         let starter = Starter {
             network: Network {
-                key,
+                log: Arc::clone(&log),
                 transport: Arc::clone(&self.transport),
             },
             founders: founders.iter().map(|v| (v.get(), EmptyNode {})).collect(),

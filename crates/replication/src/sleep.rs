@@ -259,7 +259,7 @@ pub(crate) async fn poke(running: Running, network: Network) {
     let others = members.voters.iter().filter(|voter| **voter != own);
     join_all(others.map(|voter| {
         let transport = &network.transport;
-        transport.pre_vote(*voter, network.key, question.into(), ANSWER)
+        transport.pre_vote(*voter, network.log.key(), question.into(), ANSWER)
     }))
     .await;
 }

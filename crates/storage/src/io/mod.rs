@@ -1,16 +1,20 @@
-//! The seam to the outside: disk and clock stand behind traits, so that a whole node runs on a faulty in-memory disk under
-//! a virtual clock.
+//! The seam to the outside: disk, clock and threads stand behind traits, so that a whole node runs on a faulty in-memory disk
+//! under a virtual clock, in one thread.
 
 mod clock;
 mod faulty;
 mod mmap;
 mod real;
+mod threads;
 mod whole;
+mod workers;
 
 pub use clock::ManualClock;
 pub use faulty::FaultyDisk;
 pub use real::{RealDisk, SystemClock};
+pub use threads::Threads;
 pub(crate) use whole::{read_whole, replace_file, write_whole};
+pub use workers::{Rest, Worker, Workers, Working};
 
 use std::{fmt, io, path::Path, sync::Arc};
 

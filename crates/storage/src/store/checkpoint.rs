@@ -11,7 +11,7 @@ use super::{Context, Partitions, ballast, format};
 use crate::{
     PartitionLog,
     log::{Captured, is_full},
-    wal::{Lsn, StorageFailure, stopped},
+    wal::{Lsn, StorageFailure},
 };
 
 /// Runs a checkpoint. A disk too full for one is no failure: nothing is lost, and the next one may find room.
@@ -133,6 +133,5 @@ fn wait_flushed(context: &Context) -> Result<(), StorageFailure> {
         let _ = sender.send(result);
     };
     context.wal.submit(Vec::new(), Box::new(done))?;
-    // The writer calls every completion, on its way down too.
-    flushed.recv().unwrap_or_else(|_| Err(stopped()))
+    context.wait_flushed(&flushed)
 }

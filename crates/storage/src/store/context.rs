@@ -18,8 +18,8 @@ use quipu_model::Position;
 
 use super::{StoreConfig, housekeeper::Task};
 use crate::{
-    io::{Clock, Disk, DiskFile},
-    wal::Wal,
+    io::{Clock, Disk, DiskFile, Workers, Working},
+    wal::{StorageFailure, Wal, stopped},
 };
 
 #[derive(Debug)]
@@ -27,9 +27,11 @@ pub(crate) struct Context {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) wal: Wal,
+    pub(super) workers: Arc<dyn Workers>,
     pub(super) config: StoreConfig,
     pub(super) metrics: StoreMetrics,
-    pub(super) tasks: OnceLock<mpsc::Sender<Task>>,
+    /// The housekeeper, and the way to it.
+    pub(super) tasks: OnceLock<(mpsc::Sender<Task>, Arc<dyn Working>)>,
     /// Whether a checkpoint was asked for and has not begun.
     pub(super) checkpoint_asked: AtomicBool,
     /// Held by the one checkpoint that runs: two could write their states in the wrong order.
@@ -74,10 +76,33 @@ impl Context {
     }
 
     fn give(&self, task: Task) {
-        if let Some(tasks) = self.tasks.get() {
+        if let Some((tasks, housekeeper)) = self.tasks.get() {
             // A stopped housekeeper leaves the rest to the next start.
             let _ = tasks.send(task);
+            housekeeper.wake();
         }
+    }
+
+    /// Lets the housekeeper finish what it has, and ends it.
+    pub(super) fn stop_housekeeper(&self) {
+        self.give(Task::Stop);
+        if let Some((_, housekeeper)) = self.tasks.get() {
+            housekeeper.join();
+        }
+    }
+
+    /// Waits for what a completion of the write-ahead log is to send.
+    pub(super) fn wait_flushed(
+        &self,
+        flushed: &mpsc::Receiver<Result<(), StorageFailure>>,
+    ) -> Result<(), StorageFailure> {
+        let mut told = None;
+        self.workers.before_blocking(&mut || {
+            told = told.take().or_else(|| flushed.try_recv().ok());
+            told.is_some()
+        });
+        // The writer calls every completion, on its way down too.
+        told.unwrap_or_else(|| flushed.recv().unwrap_or_else(|_| Err(stopped())))
     }
 }
 

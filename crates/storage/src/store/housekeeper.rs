@@ -1,20 +1,21 @@
-//! The thread that does what nobody waits for.
+//! What nobody waits for is done in the background.
 
 use std::{
     collections::VecDeque,
+    io,
     path::PathBuf,
     sync::{
         Arc, Weak,
         atomic::Ordering,
-        mpsc::{self, RecvTimeoutError},
+        mpsc::{self, TryRecvError},
     },
-    thread::JoinHandle,
+    time::Duration,
 };
 
 use quipu_model::Position;
 
 use super::{Context, Partitions, checkpoint, scrub::Scrubber};
-use crate::io::DiskFile;
+use crate::io::{DiskFile, Rest, Worker};
 
 /// Something to do in the background.
 #[derive(Debug)]
@@ -25,58 +26,58 @@ pub(crate) enum Task {
     Stop,
 }
 
-#[derive(Debug)]
-pub(super) struct Housekeeper {
-    thread: JoinHandle<()>,
+/// The worker that does what nobody waits for.
+struct Keeper {
+    context: Arc<Context>,
+    partitions: Partitions,
+    tasks: mpsc::Receiver<Task>,
+    scrubber: Scrubber,
+    cached: Cached,
+    /// When the scrub goes on.
+    due: Option<Duration>,
 }
 
-impl Housekeeper {
-    /// Starts the thread; from then on the context's tasks are done.
-    pub(super) fn start(context: &Arc<Context>, partitions: &Partitions) -> std::io::Result<Self> {
-        let (sender, tasks) = mpsc::channel();
-        let (held, partitions) = (Arc::clone(context), Arc::clone(partitions));
-        let run = move || {
-            let mut scrubber = Scrubber::default();
-            let mut cached = Cached::default();
-            let mut due = Some(held.clock.monotonic());
-            loop {
-                let task = match due {
-                    None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                    Some(due) => tasks.recv_timeout(due.saturating_sub(held.clock.monotonic())),
-                };
-                match task {
-                    Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                    Ok(Task::Writeback(file, position, len)) => {
-                        file.start_writeback(position, len);
-                        cached.note(
-                            (Arc::downgrade(&file), position, len),
-                            held.config.cached_bytes,
-                        );
-                    }
-                    Ok(task) => perform(task, &held, &partitions),
-                    Err(RecvTimeoutError::Timeout) => {
-                        let rest = scrubber.step(&held, &partitions);
-                        due = held.clock.monotonic().checked_add(rest);
+impl Worker for Keeper {
+    fn step(&mut self, _rested: bool) -> Rest {
+        let context = &self.context;
+        match self.tasks.try_recv() {
+            Ok(Task::Stop) | Err(TryRecvError::Disconnected) => return Rest::Ended,
+            Ok(Task::Writeback(file, position, len)) => {
+                file.start_writeback(position, len);
+                let stretch = (Arc::downgrade(&file), position, len);
+                self.cached.note(stretch, context.config.cached_bytes);
+            }
+            Ok(task) => perform(task, context, &self.partitions),
+            Err(TryRecvError::Empty) => {
+                let now = context.clock.monotonic();
+                match self.due {
+                    None => return Rest::UntilWoken,
+                    Some(due) if due > now => return Rest::For(due - now),
+                    Some(_) => {
+                        let rest = self.scrubber.step(context, &self.partitions);
+                        self.due = context.clock.monotonic().checked_add(rest);
                     }
                 }
             }
-        };
-        let thread = std::thread::Builder::new()
-            .name("quipu-keeper".to_owned())
-            .spawn(run)?;
-        let _ = context.tasks.set(sender);
-        Ok(Self { thread })
+        }
+        Rest::No
     }
+}
 
-    /// Lets the thread finish what it has, and ends it.
-    pub(super) fn stop(self, context: &Context) {
-        if let Some(tasks) = context.tasks.get() {
-            let _ = tasks.send(Task::Stop);
-        }
-        if self.thread.join().is_err() {
-            tracing::error!("the housekeeping thread panicked");
-        }
-    }
+/// Starts the worker; from then on the context's tasks are done.
+pub(super) fn start(context: &Arc<Context>, partitions: &Partitions) -> io::Result<()> {
+    let (sender, tasks) = mpsc::channel();
+    let keeper = Keeper {
+        context: Arc::clone(context),
+        partitions: Arc::clone(partitions),
+        tasks,
+        scrubber: Scrubber::default(),
+        cached: Cached::default(),
+        due: Some(context.clock.monotonic()),
+    };
+    let working = context.workers.start("quipu-keeper", Box::new(keeper))?;
+    let _ = context.tasks.set((sender, working));
+    Ok(())
 }
 
 /// What was written last, and is kept in the system's page cache for those who read close behind.

@@ -10,11 +10,7 @@ use std::{
 use quipu_model::{PartitionKey, TopicConfig};
 
 use super::{OpenError, Store, format::io_error, partition_dir};
-use crate::{
-    PartitionLog,
-    log::RecoveringLog,
-    wal::{StorageFailure, stopped},
-};
+use crate::{PartitionLog, log::RecoveringLog, wal::StorageFailure};
 
 /// How the names of directories end that are about to be removed.
 pub(super) const GONE: &str = ".gone";
@@ -104,7 +100,7 @@ impl Store {
             let _ = sender.send(result);
         };
         log.remove(Box::new(done))?;
-        flushed.recv().unwrap_or_else(|_| Err(stopped()))?;
+        self.context.wait_flushed(&flushed)?;
         self.set_aside(key)
     }
 

@@ -77,7 +77,6 @@ pub struct Store {
     lifecycle: Mutex<()>,
     peers: peers::Peers,
     directory_id: [u8; 16],
-    housekeeper: Mutex<Option<housekeeper::Housekeeper>>,
     /// Held until the store is closed or dropped.
     lock: Mutex<Option<Box<dyn std::fmt::Debug + Send + Sync>>>,
 }
@@ -108,6 +107,11 @@ impl Store {
         self.partitions.read().get(&key).cloned()
     }
 
+    /// Whether what blocks on this store is to be done where it is asked for: see [`crate::io::Workers`].
+    pub fn is_single_threaded(&self) -> bool {
+        self.context.workers.is_single_threaded()
+    }
+
     /// All partitions of this store, in no order.
     pub fn partitions(&self) -> Vec<PartitionKey> {
         self.partitions.read().keys().copied().collect()
@@ -126,9 +130,7 @@ impl Store {
     /// # Errors
     /// Where the store has failed.
     pub fn close(&self) -> Result<(), StorageFailure> {
-        if let Some(housekeeper) = self.housekeeper.lock().take() {
-            housekeeper.stop(&self.context);
-        }
+        self.context.stop_housekeeper();
         let checkpointed = self.checkpoint();
         self.end_logs();
         let closed = self.context.wal.close();
@@ -160,9 +162,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        if let Some(housekeeper) = self.housekeeper.lock().take() {
-            housekeeper.stop(&self.context);
-        }
+        self.context.stop_housekeeper();
         // The lock goes last: handles that live on must not write into a directory that another process has opened.
         self.end_logs();
         self.context.wal.abandon();

@@ -14,13 +14,13 @@ use super::{
     Context, OpenError, PartitionDamage, Store, StoreConfig,
     context::StoreMetrics,
     format::{self, FORMAT_FILE, RAFT_STATE_FILE, io_error},
-    housekeeper::Housekeeper,
+    housekeeper,
     lifecycle::GONE,
     partition_dir,
 };
 use crate::{
     PartitionLog,
-    io::{Clock, Disk, OpenMode},
+    io::{Clock, Disk, OpenMode, Threads, Workers},
     log::RecoveringLog,
     wal::{Lsn, RecordKind, UnrecoveredWal, WalConfig},
 };
@@ -52,6 +52,7 @@ pub struct UnrecoveredStore {
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     config: StoreConfig,
+    workers: Arc<dyn Workers>,
     directory_id: [u8; 16],
     lock: Box<dyn std::fmt::Debug + Send + Sync>,
 }
@@ -81,9 +82,17 @@ impl UnrecoveredStore {
             disk,
             clock,
             config,
+            workers: Arc::new(Threads),
             directory_id,
             lock,
         })
+    }
+
+    /// Has the store's background work done by `workers`; by threads, where nothing is said.
+    #[must_use]
+    pub fn with_workers(mut self, workers: Arc<dyn Workers>) -> Self {
+        self.workers = workers;
+        self
     }
 
     /// Loads the last checkpoint, replays the write-ahead log over it, and checks what is not sealed.
@@ -105,7 +114,7 @@ impl UnrecoveredStore {
             wal_config,
             OpenMode::Write,
         )?;
-        let (wal, replayed) = wal.replay(after, &mut |record| {
+        let (wal, replayed) = wal.replay(after, &*self.workers, &mut |record| {
             if record.kind == RecordKind::Mark {
                 return Ok(());
             }
@@ -122,6 +131,7 @@ impl UnrecoveredStore {
             disk: self.disk,
             clock: self.clock,
             wal,
+            workers: self.workers,
             config: self.config,
             metrics: StoreMetrics::new(),
             tasks: OnceLock::new(),
@@ -143,7 +153,7 @@ impl UnrecoveredStore {
             took_ms: (context.clock.monotonic() - started).as_millis() as u64,
         };
         let partitions = Arc::new(RwLock::new(logs));
-        let housekeeper = Housekeeper::start(&context, &partitions)
+        housekeeper::start(&context, &partitions)
             .map_err(|error| io_error("starting", "a thread", error))?;
         let store = Store {
             context,
@@ -151,7 +161,6 @@ impl UnrecoveredStore {
             lifecycle: Mutex::default(),
             peers: super::peers::Peers::default(),
             directory_id: self.directory_id,
-            housekeeper: Mutex::new(Some(housekeeper)),
             lock: Mutex::new(Some(self.lock)),
         };
         Ok((store, report))

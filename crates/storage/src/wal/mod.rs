@@ -1,6 +1,6 @@
 //! The write-ahead log that all partitions of a data directory share.
 //!
-//! One thread takes all that is queued, writes it with one call, syncs once and reports; another keeps a file ready, so
+//! One worker takes all that is queued, writes it with one call, syncs once and reports; another keeps a file ready, so
 //! that going on to the next one costs nothing. [`UnrecoveredWal::open`], then [`UnrecoveredWal::replay`], gives a [`Wal`].
 
 mod dump;
@@ -20,15 +20,16 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    thread::{self, JoinHandle},
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use quipu_model::{LogId, Offset, PartitionKey};
 
-use crate::{ReserveError, io::DiskFile};
+use crate::{
+    ReserveError,
+    io::{DiskFile, Workers},
+};
 use shared::Shared;
 
 const DIRECTORY: &str = "wal";
@@ -144,7 +145,6 @@ pub(crate) struct WalConfig {
 #[derive(Debug)]
 pub(crate) struct Wal {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Wal {
@@ -175,7 +175,7 @@ impl Wal {
     /// Lets files go whose records are all at or below `upto`: the caller has made durable elsewhere what they say.
     pub(crate) fn recycle(&self, upto: Lsn) {
         self.shared.state.lock().recycle(upto);
-        self.shared.spares_wanted.notify_all();
+        self.shared.wake_preparer();
     }
 
     /// Bytes above the last [`Wal::recycle`], those still queued included.
@@ -230,31 +230,25 @@ impl Wal {
         self.join();
     }
 
-    fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
+    fn start(shared: Arc<Shared>, workers: &dyn Workers) -> std::io::Result<Self> {
         let writer = writer::Writer::new(Arc::clone(&shared));
-        let preparer = Arc::clone(&shared);
-        let wal = Self {
-            shared,
-            threads: Mutex::default(),
+        let preparer = spares::Preparer {
+            shared: Arc::clone(&shared),
         };
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            let thread = thread::Builder::new().name(name.into()).spawn(run)?;
-            wal.threads.lock().push(thread);
-            std::io::Result::Ok(())
-        };
-        spawn("wal-writer", Box::new(|| writer.run()))?;
-        spawn("wal-spares", Box::new(move || spares::run(&preparer)))?;
+        let wal = Self { shared };
+        // A first step comes before the first rest: neither misses what happens before the other can wake it.
+        let writer = workers.start("wal-writer", Box::new(writer))?;
+        wal.shared.writer.get_or_init(|| writer);
+        let preparer = workers.start("wal-spares", Box::new(preparer))?;
+        wal.shared.preparer.get_or_init(|| preparer);
         Ok(wal)
     }
 
     fn join(&self) {
         self.shared.wake_all();
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for handle in threads {
-            // The last handle may be dropped by a completion, on the writer's own thread.
-            if handle.thread().id() != thread::current().id() && handle.join().is_err() {
-                tracing::error!("a thread of the write-ahead log panicked");
-            }
+        let (writer, preparer) = (&self.shared.writer, &self.shared.preparer);
+        for worker in [writer.get(), preparer.get()].into_iter().flatten() {
+            worker.join();
         }
     }
 }

@@ -1,9 +1,14 @@
 //! Reading the log back: which records stand, and whether what does not is a torn end or damage.
 
-use std::{collections::VecDeque, io, path::Path, sync::Arc};
+use std::{
+    collections::VecDeque,
+    io,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use quipu_model::{LogId, Offset, PartitionKey, Position};
 
 use super::{
@@ -17,7 +22,7 @@ use super::{
 };
 use crate::{
     OpenError,
-    io::{Clock, Disk, DiskFile, OpenMode},
+    io::{Clock, Disk, DiskFile, OpenMode, Workers},
 };
 
 const REWRITE_BYTES: usize = 1 << 20;
@@ -121,7 +126,7 @@ impl UnrecoveredWal {
         })
     }
 
-    /// Visits all records behind `after` in their order, cuts a torn end off, and opens the log for writing.
+    /// Visits all records behind `after` in their order, cuts a torn end off, and opens the log for writing, by `workers`.
     ///
     /// # Errors
     /// What `visit` answers; [`OpenError::Damaged`] where records are missing that were once durable. Nothing was changed
@@ -129,11 +134,12 @@ impl UnrecoveredWal {
     pub(crate) fn replay(
         self,
         after: Lsn,
+        workers: &dyn Workers,
         visit: &mut dyn FnMut(ReplayedRecord) -> Result<(), OpenError>,
     ) -> Result<(Wal, WalReport), OpenError> {
         let used = self.used();
         let (report, end, backlog) = self.read(&used, after, visit)?;
-        let wal = self.resume(used, &end, after, backlog)?;
+        let wal = self.resume(used, &end, after, backlog, workers)?;
         Ok((wal, report))
     }
 
@@ -273,6 +279,7 @@ impl UnrecoveredWal {
         end: &End,
         after: Lsn,
         backlog: Backlog,
+        workers: &dyn Workers,
     ) -> Result<Wal, OpenError> {
         let directory = Path::new(DIRECTORY);
         if !self.disk.exists(directory) {
@@ -312,10 +319,10 @@ impl UnrecoveredWal {
             config: self.config,
             metrics: WalMetrics::default(),
             state: Mutex::new(state),
-            work: Condvar::new(),
-            spares_wanted: Condvar::new(),
+            writer: OnceLock::new(),
+            preparer: OnceLock::new(),
         };
-        Wal::start(Arc::new(shared)).map_err(failed("start the threads of", directory))
+        Wal::start(Arc::new(shared), workers).map_err(failed("start the workers of", directory))
     }
 
     /// Takes over prepared files, and removes those that hold nothing and are of no use.

@@ -4,10 +4,10 @@ use std::{
     collections::VecDeque,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::{
     Completion, DIRECTORY, Lsn, StorageFailure, WalConfig, WalFile, WalRecord,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     ReserveError,
-    io::{Clock, Disk},
+    io::{Clock, Disk, Working},
 };
 
 /// A backlog entry takes up groups until it has this many bytes: what a checkpoint in the middle of it leaves counted.
@@ -138,10 +138,9 @@ pub(super) struct Shared {
     pub(super) config: WalConfig,
     pub(super) metrics: WalMetrics,
     pub(super) state: Mutex<State>,
-    /// Wakes the writer.
-    pub(super) work: Condvar,
-    /// Wakes the preparer of files.
-    pub(super) spares_wanted: Condvar,
+    pub(super) writer: OnceLock<Arc<dyn Working>>,
+    /// Keeps a file ready.
+    pub(super) preparer: OnceLock<Arc<dyn Working>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -151,11 +150,21 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
+    pub(super) fn wake_writer(&self) {
+        if let Some(writer) = self.writer.get() {
+            writer.wake();
+        }
+    }
+
+    pub(super) fn wake_preparer(&self) {
+        if let Some(preparer) = self.preparer.get() {
+            preparer.wake();
+        }
+    }
+
     pub(super) fn wake_all(&self) {
-        // Taking the lock orders the wake-up after whatever a thread that is about to wait has just looked at.
-        let _state = self.state.lock();
-        self.work.notify_all();
-        self.spares_wanted.notify_all();
+        self.wake_writer();
+        self.wake_preparer();
     }
 
     pub(super) fn submit(
@@ -200,7 +209,7 @@ impl Shared {
         let failed = state.failure.clone();
         let last = state.last_submitted;
         drop(state);
-        self.work.notify_one();
+        self.wake_writer();
         failed.map_or(Ok(last), Err)
     }
 

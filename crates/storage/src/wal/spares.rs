@@ -1,4 +1,4 @@
-//! The thread that keeps a file ready, made from one whose records nobody needs, or new.
+//! The worker that keeps a file ready, made from one whose records nobody needs, or new.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use super::{
     format::encode_file_header,
     shared::{Shared, State},
 };
-use crate::io::{Disk, OpenMode};
+use crate::io::{Disk, OpenMode, Rest, Worker};
 
 const ZEROS: usize = 1 << 20;
 /// Where filling begins: behind the header.
@@ -23,14 +23,19 @@ enum Step {
     Create(u64),
     /// Write every block of a spare that was only allocated.
     Fill(WalFile),
-    Stop,
+    Rest(Rest),
 }
 
-/// Runs until the log stops.
-pub(super) fn run(shared: &Shared) {
-    loop {
-        let (path, result) = match next_step(shared) {
-            Step::Stop => return,
+/// Works until the log stops.
+pub(super) struct Preparer {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Worker for Preparer {
+    fn step(&mut self, rested: bool) -> Rest {
+        let shared = &*self.shared;
+        let (path, result) = match next_step(shared, rested) {
+            Step::Rest(rest) => return rest,
             Step::Remove(file) => {
                 let result = shared.disk.remove_file(&file.path).map(|()| None);
                 (file.path, result)
@@ -50,43 +55,40 @@ pub(super) fn run(shared: &Shared) {
             Err(error) if is_full(&error) => {
                 tracing::warn!(path = %path.display(), %error, "no room for the next file of the write-ahead log");
                 shared.state.lock().disk_full = Some(error.to_string());
-                shared.work.notify_all();
+                shared.wake_writer();
             }
             Err(error) => {
                 shared.fail("prepare", &path, error);
             }
         }
+        Rest::No
     }
 }
 
-fn next_step(shared: &Shared) -> Step {
+fn next_step(shared: &Shared, rested: bool) -> Step {
     let mut state = shared.state.lock();
-    loop {
-        if state.abandoned || state.writer_ended || state.failure.is_some() {
-            return Step::Stop;
+    if state.abandoned || state.writer_ended || state.failure.is_some() {
+        return Step::Rest(Rest::Ended);
+    }
+    if unwanted_while_closing(&state) {
+        return Step::Rest(Rest::UntilWoken);
+    }
+    if let Some(file) = state.retired.pop() {
+        if state.spares.len() >= kept(&shared.config) {
+            return Step::Remove(file);
         }
-        if unwanted_while_closing(&state) {
-            shared.spares_wanted.wait(&mut state);
-            continue;
-        }
-        if let Some(file) = state.retired.pop() {
-            if state.spares.len() >= kept(&shared.config) {
-                return Step::Remove(file);
-            }
-            let sequence = state.allocate_sequence();
-            return Step::Recycle(file, sequence);
-        }
-        if let Some(file) = state.unfilled.take() {
-            return Step::Fill(file);
-        }
-        if !state.spares.is_empty() {
-            shared.spares_wanted.wait(&mut state);
-        } else if state.disk_full.is_none()
-            || shared.spares_wanted.wait_for(&mut state, RETRY).timed_out()
-        {
-            let sequence = state.allocate_sequence();
-            return Step::Create(sequence);
-        }
+        let sequence = state.allocate_sequence();
+        return Step::Recycle(file, sequence);
+    }
+    if let Some(file) = state.unfilled.take() {
+        return Step::Fill(file);
+    }
+    if !state.spares.is_empty() {
+        Step::Rest(Rest::UntilWoken)
+    } else if state.disk_full.is_none() || rested {
+        Step::Create(state.allocate_sequence())
+    } else {
+        Step::Rest(Rest::For(RETRY))
     }
 }
 
@@ -101,7 +103,7 @@ fn offer(shared: &Shared, spare: Option<WalFile>) {
         state.spares.push_back(spare);
     }
     drop(state);
-    shared.work.notify_all();
+    shared.wake_writer();
 }
 
 /// Whether an error only says that there is no room.
@@ -167,7 +169,7 @@ fn fill_with_zeros(shared: &Shared, spare: &WalFile) -> io::Result<()> {
             .write_at(Position::new(position), &[&zeros[..step as usize]])
             .and_then(|()| spare.file.sync());
         shared.state.lock().filling = None;
-        shared.work.notify_all();
+        shared.wake_writer();
         filled?;
         position += step;
     }

@@ -6,7 +6,7 @@ use quipu_model::{PartitionId, TimestampMs, TopicId};
 use super::{reader::WalReport, *};
 use crate::{
     OpenError,
-    io::{Disk, FaultyDisk, ManualClock, OpenMode, RealDisk, SystemClock},
+    io::{Disk, FaultyDisk, ManualClock, OpenMode, RealDisk, SystemClock, Threads},
 };
 
 const SMALL: WalConfig = WalConfig {
@@ -54,6 +54,7 @@ fn open(
     let (wal, report) =
         UnrecoveredWal::open(Arc::new(disk.clone()), clock, config, OpenMode::Write)?.replay(
             after,
+            &Threads,
             &mut |record| {
                 records.push(record);
                 Ok(())
@@ -495,7 +496,7 @@ fn the_log_works_on_a_real_disk() {
             }
             Ok(())
         };
-        unrecovered.replay(Lsn::default(), visit).unwrap()
+        unrecovered.replay(Lsn::default(), &Threads, visit).unwrap()
     };
     let (wal, _) = open(&mut Vec::new());
     let outcomes: Vec<Outcome> = (0..5000)

@@ -1,9 +1,8 @@
-//! The thread that writes: one call and one sync for all that has gathered.
+//! The worker that writes: one call and one sync for all that has gathered.
 
 use std::{io, ops::Range, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use parking_lot::MutexGuard;
 use quipu_model::{LogId, Offset, PartitionKey, Position};
 
 use super::{
@@ -11,6 +10,7 @@ use super::{
     format::{ALIGNMENT, FRAME_HEADER_LEN, encode_file_header, encode_frame_header, payload_len},
     shared::{Item, LiveFile, Shared, State, room, stopped},
 };
+use crate::io::{Rest, Worker};
 
 /// A group takes no more records from here on, so that the first of them does not wait for too many others.
 const GROUP_BYTES: u64 = 8 << 20;
@@ -41,6 +41,7 @@ enum Step {
     Refuse(Vec<Item>, StorageFailure),
     Mark(Lsn),
     Roll(Lsn),
+    Rest(Rest),
     Stop,
 }
 
@@ -63,45 +64,33 @@ impl Writer {
         }
     }
 
-    pub(super) fn run(mut self) {
-        loop {
-            match self.next_step() {
-                Step::Write(items) => self.commit(items),
-                Step::Refuse(items, failure) => complete(items, &Err(failure)),
-                Step::Mark(lsn) => self.mark(lsn),
-                Step::Roll(first) => self.roll(first),
-                Step::Stop => break,
-            }
+    fn next_step(&self, rested: bool) -> Step {
+        let mut state = self.shared.state.lock();
+        if state.abandoned {
+            return Step::Stop;
         }
-        self.stop();
-    }
-
-    fn next_step(&mut self) -> Step {
-        let shared = Arc::clone(&self.shared);
-        let mut state = shared.state.lock();
-        loop {
-            if state.abandoned {
-                return Step::Stop;
+        if let Some(failure) = state.failure.clone() {
+            if !state.queue.is_empty() {
+                state.queued_bytes = 0;
+                return Step::Refuse(state.queue.drain(..).collect(), failure);
             }
-            if let Some(failure) = state.failure.clone() {
-                if !state.queue.is_empty() {
-                    state.queued_bytes = 0;
-                    return Step::Refuse(state.queue.drain(..).collect(), failure);
-                }
-                if state.closing {
-                    return Step::Stop;
-                }
-                shared.work.wait(&mut state);
-            } else if !state.queue.is_empty() {
-                return self.take_group(&mut state);
-            } else if state.closing && self.marked {
-                return Step::Stop;
-            } else if self.marked {
-                shared.work.wait(&mut state);
-            } else if state.closing || idle(&shared, &mut state) {
+            return if state.closing {
+                Step::Stop
+            } else {
+                Step::Rest(Rest::UntilWoken)
+            };
+        }
+        if !state.queue.is_empty() {
+            return self.take_group(&mut state);
+        }
+        match (self.marked, state.closing) {
+            (true, true) => Step::Stop,
+            (true, false) => Step::Rest(Rest::UntilWoken),
+            (false, false) if !rested => Step::Rest(Rest::For(IDLE)),
+            (false, _) => {
                 let lsn = state.next;
                 state.next = lsn.next();
-                return Step::Mark(lsn);
+                Step::Mark(lsn)
             }
         }
     }
@@ -180,40 +169,37 @@ impl Writer {
         }
     }
 
-    /// Goes on to the next file, waiting for it where none is ready.
-    fn roll(&mut self, first: Lsn) {
+    /// Goes on to the next file; rests where none is ready.
+    fn roll(&mut self, first: Lsn) -> Rest {
         // The new file's header says that all before it is durable: make a mark so, too.
-        if self.marked && self.sync(first.previous()).is_err() {
-            return;
+        let flushed = self.shared.state.lock().flushed;
+        if flushed < first.previous() && self.sync(first.previous()).is_err() {
+            return Rest::No;
         }
         let mut state = self.shared.state.lock();
-        let file = loop {
-            if state.abandoned || state.failure.is_some() {
-                return;
-            }
-            let filling = state.filling;
-            if let Some(file) = state
-                .spares
-                .pop_front_if(|file| Some(file.sequence) != filling)
-            {
-                state.spare_awaited = false;
-                break file;
-            }
+        let filling = state.filling;
+        let Some(file) = state
+            .spares
+            .pop_front_if(|file| Some(file.sequence) != filling)
+        else {
             state.spare_awaited = true;
-            if let Some(detail) = state.disk_full.clone().filter(|_| state.closing) {
-                drop(state);
+            let full = state.disk_full.clone().filter(|_| state.closing);
+            drop(state);
+            if let Some(detail) = full {
                 let error = io::Error::new(io::ErrorKind::StorageFull, detail);
                 self.shared.fail("prepare", Path::new(DIRECTORY), error);
-                return;
+                return Rest::No;
             }
-            self.shared.spares_wanted.notify_one();
-            self.shared.work.wait(&mut state);
+            self.shared.wake_preparer();
+            return Rest::UntilWoken;
         };
+        state.spare_awaited = false;
         let active = self.active.insert(Active::new(file.clone()));
         state.active_room = active.room();
         state.live.push_back(LiveFile { file, first });
         drop(state);
-        self.shared.spares_wanted.notify_one();
+        self.shared.wake_preparer();
+        Rest::No
     }
 
     /// Writes frames with one call, the first of a file together with its header. The bytes written.
@@ -270,12 +256,21 @@ impl Writer {
     }
 }
 
-/// Waits; whether nothing happened for as long as it takes to be idle.
-fn idle(shared: &Shared, state: &mut MutexGuard<'_, State>) -> bool {
-    shared.work.wait_for(state, IDLE).timed_out()
-        && state.queue.is_empty()
-        && !state.abandoned
-        && state.failure.is_none()
+impl Worker for Writer {
+    fn step(&mut self, rested: bool) -> Rest {
+        match self.next_step(rested) {
+            Step::Write(items) => self.commit(items),
+            Step::Refuse(items, failure) => complete(items, &Err(failure)),
+            Step::Mark(lsn) => self.mark(lsn),
+            Step::Roll(first) => return self.roll(first),
+            Step::Rest(rest) => return rest,
+            Step::Stop => {
+                self.stop();
+                return Rest::Ended;
+            }
+        }
+        Rest::No
+    }
 }
 
 /// Puts headers, padding and small payloads into the scratch buffer, and says between which bytes of it the large

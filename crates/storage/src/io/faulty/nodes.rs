@@ -173,14 +173,48 @@ impl State {
         }
     }
 
+    /// Files that only an open handle still held stay behind: the copy has no handles.
     pub(super) fn fork(&self, seed: u64) -> Self {
+        let reached = self.reached();
+        let nodes = self.nodes.iter().filter(|(id, _)| reached.contains(id));
         Self {
+            nodes: nodes.map(|(id, node)| (*id, node.clone())).collect(),
+            next_node: self.next_node,
             luck: Luck(seed),
+            boot: self.boot,
             locked: HashSet::new(),
+            capacity: self.capacity,
+            writes: self.writes,
+            syncs: self.syncs,
             failing_write: None,
             failing_sync: None,
-            ..self.clone()
         }
+    }
+
+    /// What has a name, had one that is still durable, or may get one back in a crash.
+    fn reached(&self) -> HashSet<NodeId> {
+        let mut reached = HashSet::from([ROOT]);
+        let mut dirs = vec![ROOT];
+        while let Some(dir) = dirs.pop() {
+            let Some(Node::Dir {
+                durable,
+                current,
+                pending,
+            }) = self.nodes.get(&dir)
+            else {
+                continue;
+            };
+            let linked = pending.iter().filter_map(|change| match change {
+                NameChange::Link(_, id) => Some(id),
+                NameChange::Unlink(_) | NameChange::Rename(..) => None,
+            });
+            for id in durable.values().chain(current.values()).chain(linked) {
+                if reached.insert(*id) {
+                    dirs.push(*id);
+                }
+            }
+        }
+        reached
     }
 
     pub(super) fn crash(&mut self) {

@@ -1,0 +1,209 @@
+//! What goes wrong, as the seed decides.
+//!
+//! Not yet here: changes of membership, which partitions do not offer yet, and rot in closed segments, which a replica does
+//! not repair yet.
+
+use std::time::Duration;
+
+use quipu_model::NodeId;
+use quipu_storage::io::Disk as _;
+
+use crate::{
+    cluster::{Cluster, Death},
+    luck::Luck,
+    trace::note,
+};
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// One node loses its power.
+    PowerLoss,
+    /// One node loses its power in the middle of what it writes.
+    PowerLossWhileWriting,
+    /// All nodes lose their power.
+    PowerCut,
+    /// One process ends.
+    Kill,
+    /// One node is stopped and started by its operator.
+    Restart,
+    /// One node is cut off from the others, both ways.
+    Isolated,
+    /// The nodes fall into two parts.
+    Split,
+    /// Nothing gets from one node to another; the other way is open.
+    OneWay,
+    /// A node's messages wait, in both directions.
+    Stalled,
+    Losses,
+    Delays,
+    SlowDisk,
+    FullDisk,
+    FailingSync,
+    FailingWrite,
+    /// A clock is set wrong.
+    ClockStep,
+}
+
+const FAULTS: [(u64, Fault); 16] = [
+    (4, Fault::PowerLoss),
+    (5, Fault::PowerLossWhileWriting),
+    (3, Fault::PowerCut),
+    (3, Fault::Kill),
+    (2, Fault::Restart),
+    (4, Fault::Isolated),
+    (3, Fault::Split),
+    (3, Fault::OneWay),
+    (3, Fault::Stalled),
+    (2, Fault::Losses),
+    (2, Fault::Delays),
+    (3, Fault::SlowDisk),
+    (2, Fault::FullDisk),
+    (2, Fault::FailingSync),
+    (1, Fault::FailingWrite),
+    (1, Fault::ClockStep),
+];
+
+/// Lets things go wrong for as long as it runs.
+pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
+    loop {
+        tokio::time::sleep(luck.millis(200..6000)).await;
+        let fault = draw(&mut luck);
+        let node = *luck.pick(&cluster.nodes);
+        let other = *luck.pick(&cluster.nodes);
+        let lasts = luck.millis(200..9000) * if luck.per_mille(80) { 6 } else { 1 };
+        let number = luck.next();
+        note!(
+            cluster.trace,
+            "FAULT {fault:?} node {node} other {other} for {} ms",
+            lasts.as_millis()
+        );
+        let cluster = cluster.clone();
+        tokio::spawn(async move {
+            inflict(&cluster, fault, (node, other), lasts, number).await;
+        });
+    }
+}
+
+fn draw(luck: &mut Luck) -> Fault {
+    let sum = FAULTS.iter().map(|(weight, _)| weight).sum();
+    let mut at = luck.within(0..sum);
+    for (weight, fault) in FAULTS {
+        if at < weight {
+            return fault;
+        }
+        at -= weight;
+    }
+    Fault::Kill
+}
+
+async fn inflict(
+    cluster: &Cluster,
+    fault: Fault,
+    (node, other): (NodeId, NodeId),
+    lasts: Duration,
+    number: u64,
+) {
+    match fault {
+        Fault::PowerLoss => cluster.outage(node, Death::PowerLoss, lasts).await,
+        Fault::Kill => cluster.outage(node, Death::Kill, lasts).await,
+        Fault::PowerCut => power_cut(cluster, lasts, number).await,
+        Fault::Restart => {
+            cluster.stop(node).await;
+            tokio::time::sleep(lasts / 4).await;
+            cluster.start(node).await;
+        }
+        Fault::Isolated | Fault::Split | Fault::OneWay => {
+            cut(cluster, fault, (node, other), lasts, number).await;
+        }
+        Fault::Stalled => {
+            cluster.network.stall(node);
+            tokio::time::sleep(lasts).await;
+            cluster.network.go_on(node);
+        }
+        Fault::Losses => {
+            cluster.network.lose(10 + number % 200);
+            tokio::time::sleep(lasts).await;
+            cluster.network.lose(0);
+        }
+        Fault::Delays => {
+            cluster.network.delay(number % 400);
+            tokio::time::sleep(lasts).await;
+            cluster.network.delay(0);
+        }
+        Fault::ClockStep => {
+            let hour = 60 * 60 * 1000;
+            cluster.step_clock(node, (number % (2 * hour)) as i64 - hour as i64);
+        }
+        Fault::PowerLossWhileWriting
+        | Fault::SlowDisk
+        | Fault::FullDisk
+        | Fault::FailingSync
+        | Fault::FailingWrite => disk(cluster, fault, node, lasts, number).await,
+    }
+}
+
+async fn power_cut(cluster: &Cluster, lasts: Duration, number: u64) {
+    for node in &cluster.nodes {
+        cluster.crash(*node, Death::PowerLoss);
+    }
+    tokio::time::sleep(lasts / 2).await;
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        // They come back one after the other.
+        let (cluster, node) = (cluster.clone(), *node);
+        let after = Duration::from_millis((number >> (n * 12)) & 0x7ff);
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            cluster.start(node).await;
+        });
+    }
+}
+
+async fn cut(
+    cluster: &Cluster,
+    fault: Fault,
+    (node, other): (NodeId, NodeId),
+    lasts: Duration,
+    number: u64,
+) {
+    let mut ways = Vec::new();
+    for from in &cluster.nodes {
+        for to in &cluster.nodes {
+            let cut = match fault {
+                Fault::OneWay => *from == node && *to == other,
+                Fault::Isolated => *from == node || *to == node,
+                _ => (number >> from.get()) & 1 != (number >> to.get()) & 1,
+            };
+            if cut && from != to {
+                ways.push((*from, *to));
+            }
+        }
+    }
+    for (from, to) in &ways {
+        cluster.network.block(*from, *to);
+    }
+    tokio::time::sleep(lasts).await;
+    for (from, to) in &ways {
+        cluster.network.unblock(*from, *to);
+    }
+}
+
+async fn disk(cluster: &Cluster, fault: Fault, node: NodeId, lasts: Duration, number: u64) {
+    let Some(up) = cluster.up(node) else { return };
+    let platter = up.disk.platter();
+    match fault {
+        Fault::PowerLossWhileWriting => up.disk.lose_power_in(1 + number % 60),
+        Fault::FailingSync => platter.fail_sync_at(1 + number % 20),
+        Fault::FailingWrite => platter.fail_write_at(1 + number % 40),
+        Fault::FullDisk => {
+            let used = u64::MAX - platter.free_bytes().unwrap_or(u64::MAX);
+            platter.set_capacity(used + number % (128 << 10));
+            tokio::time::sleep(lasts).await;
+            platter.set_capacity(u64::MAX);
+        }
+        _ => {
+            up.pace.slow_down(Duration::from_millis(number % 800));
+            tokio::time::sleep(lasts).await;
+            up.pace.slow_down(Duration::ZERO);
+        }
+    }
+}

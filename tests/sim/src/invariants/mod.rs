@@ -1,0 +1,181 @@
+//! What must hold, one invariant a file. The first that does not ends the run.
+
+mod acknowledged;
+mod equal;
+mod high_watermark;
+mod once;
+mod one_leader;
+mod order;
+pub(crate) mod progress;
+mod unchanged;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quipu_model::{NodeId, Offset, PartitionKey, RecordBatch, Term, Vote, batch::split_batches};
+use tokio::sync::Notify;
+
+pub(crate) use self::acknowledged::Acknowledgement;
+use crate::{
+    load::Numbered,
+    trace::{Trace, note},
+};
+
+/// An invariant that did not hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    pub(crate) invariant: &'static str,
+    pub(crate) detail: String,
+}
+
+pub(crate) type Check = Result<(), Violation>;
+
+/// A check that failed.
+pub(crate) fn violated<T>(invariant: &'static str, detail: String) -> Result<T, Violation> {
+    Err(Violation { invariant, detail })
+}
+
+/// All invariants of a run. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Invariants {
+    state: Arc<Mutex<State>>,
+    trace: Trace,
+    broken: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    partitions: BTreeMap<PartitionKey, Partition>,
+    leaders: one_leader::Leaders,
+    violation: Option<Violation>,
+}
+
+/// What is known of a partition.
+#[derive(Debug, Default)]
+struct Partition {
+    log: unchanged::Log,
+    once: once::Once,
+    order: order::Order,
+    acknowledged: acknowledged::Acknowledged,
+    marks: high_watermark::Marks,
+}
+
+impl Invariants {
+    pub(crate) fn new(trace: Trace) -> Self {
+        Self {
+            state: Arc::default(),
+            trace,
+            broken: Arc::default(),
+        }
+    }
+
+    pub(crate) fn violation(&self) -> Option<Violation> {
+        self.state.lock().violation.clone()
+    }
+
+    /// Waits until an invariant does not hold.
+    pub(crate) async fn broken(&self) {
+        while self.violation().is_none() {
+            self.broken.notified().await;
+        }
+    }
+
+    /// Notes the first violation; those that follow from it say nothing new.
+    pub(crate) fn note(&self, check: Check) {
+        if let Err(violation) = check {
+            note!(
+                self.trace,
+                "VIOLATION {}: {}",
+                violation.invariant,
+                violation.detail
+            );
+            self.state.lock().violation.get_or_insert(violation);
+            self.broken.notify_waiters();
+            self.broken.notify_one();
+        }
+    }
+
+    fn check(&self, key: PartitionKey, check: impl FnOnce(&mut Partition) -> Check) {
+        let outcome = check(self.state.lock().partitions.entry(key).or_default());
+        self.note(outcome);
+    }
+
+    /// A node says in its messages that it leads.
+    pub(crate) fn leader_spoke(&self, key: PartitionKey, vote: Vote) {
+        let outcome = self.state.lock().leaders.spoke(key, vote);
+        self.note(outcome);
+    }
+
+    /// A producer was told that its records are safe.
+    pub(crate) fn acknowledged(&self, key: PartitionKey, acknowledgement: Acknowledgement) {
+        self.check(key, |partition| {
+            partition.marks.acknowledged(&acknowledgement);
+            partition.acknowledged.told(acknowledgement, &partition.log)
+        });
+    }
+
+    /// What a node shows as its high watermark, and in which term it leads, where it does and has caught up with its term.
+    pub(crate) fn high_watermark(
+        &self,
+        key: PartitionKey,
+        (node, boot): (NodeId, u64),
+        mark: Offset,
+        leads: Option<Term>,
+    ) {
+        self.check(key, |partition| {
+            partition.marks.seen((node, boot), mark, leads)
+        });
+    }
+
+    /// A reader at a node was given `bytes` where it asked for records from `from` on.
+    pub(crate) fn read(&self, key: PartitionKey, node: NodeId, from: Offset, bytes: Bytes) {
+        self.check(key, |partition| partition.read(node, from, bytes));
+    }
+
+    /// The end of a run: all replicas hold the same bytes, and all that was ever acknowledged.
+    pub(crate) fn ended(&self, key: PartitionKey, logs: &BTreeMap<NodeId, Bytes>) {
+        self.check(key, |partition| {
+            equal::check(logs)?;
+            partition.acknowledged.ended(&partition.log)
+        });
+    }
+
+    /// Up to where readers have seen a partition.
+    pub(crate) fn read_up_to(&self, key: PartitionKey) -> Offset {
+        let state = self.state.lock();
+        let partition = state.partitions.get(&key);
+        partition.map_or(Offset::ZERO, |partition| partition.log.end())
+    }
+
+    /// How many records were acknowledged.
+    pub(crate) fn acknowledged_records(&self) -> u64 {
+        let state = self.state.lock();
+        let partitions = state.partitions.values();
+        partitions.map(|p| p.acknowledged.records()).sum()
+    }
+}
+
+impl Partition {
+    fn read(&mut self, node: NodeId, from: Offset, bytes: Bytes) -> Check {
+        let mut next = None;
+        for batch in split_batches(bytes) {
+            let batch: RecordBatch = match batch {
+                Ok(batch) => batch,
+                Err(error) => {
+                    let detail = format!("node {node} at {from}: {error}");
+                    return violated(unchanged::NAME, detail);
+                }
+            };
+            order::follows(node, from, next, &batch)?;
+            next = Some(batch.header().next_offset());
+            if self.log.seen(node, &batch)? {
+                let numbered = Numbered::of(&batch)?;
+                self.once.appended(&batch, &numbered)?;
+                self.order.appended(&batch, &numbered)?;
+                self.acknowledged.appended(&batch, &numbered)?;
+            }
+        }
+        Ok(())
+    }
+}

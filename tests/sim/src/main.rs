@@ -1,0 +1,96 @@
+//! A whole cluster in one thread, under a virtual clock, with faults from a seed.
+//!
+//! Each node is the real storage and replication code on a disk in memory that loses what was not synced, behind a network
+//! that delays, loses and cuts. The same seed gives the same run. Each seed runs in a process of its own, since a process's
+//! randomness can be begun only once.
+
+mod clock;
+mod cluster;
+mod disk;
+mod entropy;
+mod faults;
+mod invariants;
+mod load;
+mod luck;
+mod mutants;
+mod network;
+mod readers;
+mod retention;
+mod run;
+mod seeds;
+mod trace;
+mod wire;
+mod workers;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Parser;
+
+use crate::{mutants::Mutant, run::Plan};
+
+/// Simulates clusters.
+#[derive(Clone, Debug, Parser)]
+struct Options {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    #[arg(long, default_value_t = 1)]
+    first_seed: u64,
+    /// How long things go wrong in each, in simulated minutes.
+    #[arg(long, default_value_t = 5.0)]
+    minutes_each: f64,
+    /// 3 or 5; without it, seeds take turns: most have three nodes.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=9))]
+    nodes: Option<u64>,
+    #[arg(long, default_value_t = 2)]
+    partitions: u32,
+    /// For each partition.
+    #[arg(long, default_value_t = 3)]
+    producers: u32,
+    /// How many processes at once.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Runs with code that is wrong on purpose.
+    #[arg(long, value_enum)]
+    mutant: Option<Mutant>,
+    /// Runs every mutant until it is caught, for up to `--seeds` seeds each.
+    #[arg(long)]
+    mutants: bool,
+    /// Runs the first seed in this process, and ends with its trace.
+    #[arg(long)]
+    one: bool,
+    /// With `--one`: prints the whole trace on standard error.
+    #[arg(long)]
+    print: bool,
+}
+
+impl Options {
+    fn plan(&self, seed: u64) -> Plan {
+        let nodes = if seed % 4 == 3 { 5 } else { 3 };
+        Plan {
+            seed,
+            nodes: self.nodes.unwrap_or(nodes),
+            partitions: self.partitions,
+            producers: self.producers,
+            faulty: Duration::from_secs_f64(self.minutes_each * 60.0),
+            mutant: self.mutant,
+            print: self.print,
+        }
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    let good = if options.one {
+        seeds::one(&options)?
+    } else if options.mutants {
+        seeds::mutants(&options)?
+    } else {
+        seeds::all(&options)?
+    };
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

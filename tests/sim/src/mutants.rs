@@ -1,0 +1,118 @@
+//! Code that is wrong on purpose: each mutant must be caught by an invariant that is there for it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use clap::ValueEnum;
+use futures::{StreamExt, channel::mpsc, stream::BoxStream};
+use quipu_model::ProducerEpoch;
+use quipu_replication::{AppendOutcome, AppendParts, Partition};
+use quipu_storage::Payload;
+
+use crate::wire::{Outcomes, receive};
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mutant {
+    /// Disks answer a sync and do nothing, once a node is up.
+    LosesSyncs,
+    /// Followers answer appends before these are flushed.
+    AnswersBeforeFlush,
+    /// A replica votes for everyone who asks.
+    VotesTwice,
+    /// A producer gives what it sends again a new sequence.
+    RenumbersRetries,
+    /// A producer takes the leader's own append for an acknowledgement.
+    TrustsTheLeader,
+    /// Readers are shown what is not committed.
+    ReadsPastTheMark,
+    /// Creations, removals and renames of files are not made durable.
+    SkipsNameSyncs,
+    /// A node shows a reader what comes after the records it asked for.
+    SkipsRecords,
+    /// A node shows a reader other bytes than it holds.
+    FlipsBits,
+    /// A node comes back from a crash with an empty disk.
+    ForgetsItsDisk,
+    /// One node gets other batches than the leader holds.
+    AltersBatches,
+    /// Two nodes never reach each other or the others again.
+    StaysCut,
+    /// A node's leader shows a high watermark of zero once.
+    MarkGoesBack,
+}
+
+impl Mutant {
+    /// The invariants of which one must catch it first.
+    pub(crate) fn caught_by(self) -> &'static [&'static str] {
+        match self {
+            Self::LosesSyncs | Self::ForgetsItsDisk => &[
+                "acknowledged",
+                "unchanged",
+                "high-watermark",
+                "recovery",
+                "equal",
+            ],
+            // openraft's leader may be the first to see a follower's log go back.
+            Self::AnswersBeforeFlush => &["acknowledged", "unchanged", "high-watermark", "panic"],
+            Self::VotesTwice => &["one-leader"],
+            Self::RenumbersRetries => &["once"],
+            Self::TrustsTheLeader => &["acknowledged", "high-watermark"],
+            Self::ReadsPastTheMark => &["unchanged", "acknowledged"],
+            Self::SkipsNameSyncs => &["recovery", "acknowledged", "high-watermark"],
+            Self::SkipsRecords => &["order"],
+            Self::FlipsBits => &["unchanged"],
+            Self::AltersBatches => &["unchanged", "equal"],
+            Self::StaysCut => &["progress"],
+            Self::MarkGoesBack => &["high-watermark"],
+        }
+    }
+}
+
+/// Says of every request that it was flushed as soon as it has arrived, once the first showed that the logs agree.
+pub(crate) fn answer_at_once(
+    partition: Partition,
+    parts: BoxStream<'static, AppendParts>,
+) -> Outcomes {
+    let (tell, told) = mpsc::unbounded();
+    let (early, agreed) = (tell.clone(), Arc::new(AtomicBool::new(false)));
+    let agree = Arc::clone(&agreed);
+    // Nobody listens any more where sending fails.
+    let parts = parts.map(move |parts| {
+        if agreed.load(Ordering::Relaxed) {
+            let last = parts.entries.last().map(|entry| entry.id);
+            let answer = AppendOutcome::Matched(last.or(parts.previous));
+            let _ = early.unbounded_send(Ok(answer));
+        }
+        parts
+    });
+    let mut answers = receive(partition, parts.boxed());
+    tokio::spawn(async move {
+        if let Some(first) = answers.next().await {
+            let agrees = matches!(first, Ok(AppendOutcome::Matched(_)));
+            agree.store(agrees, Ordering::Relaxed);
+            let _ = tell.unbounded_send(first);
+        }
+        while let Some(answer) = answers.next().await {
+            if !agree.load(Ordering::Relaxed) {
+                let _ = tell.unbounded_send(answer);
+            }
+        }
+    });
+    told.boxed()
+}
+
+/// Makes another batch of each, whose checksum fits.
+pub(crate) fn alter(mut parts: AppendParts) -> AppendParts {
+    for entry in &mut parts.entries {
+        if let Payload::Stamped(batch) = &entry.payload {
+            let header = batch.header();
+            let epoch = ProducerEpoch::new(header.producer_epoch.get() + 1);
+            let other = batch.with_producer(header.producer_id, epoch, header.base_sequence);
+            entry.payload = Payload::Stamped(other);
+        }
+    }
+    parts
+}
