@@ -312,3 +312,25 @@ async fn an_unknown_topic_fails_at_once() {
             .is_err()
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_was_unknown_for_a_moment_loses_only_what_was_refused() {
+    let broker = Broker::start(1, |n| match n {
+        20 => Fate::Refused(ErrorReason::UnknownTopic, false),
+        _ => Fate::Served,
+    });
+    let producer = producer(&broker, small_batches()).await;
+    let mut stored = Vec::new();
+    for value in values(RECORDS) {
+        let record = Record::new(TOPIC).partition(0).value(value.as_bytes());
+        match producer.send(record).await.unwrap().await {
+            Ok(at) => {
+                assert_eq!(at.offset.map(|o| o.get()), Some(stored.len() as u64));
+                stored.push(value);
+            }
+            Err(error) => assert!(error.is(ErrorReason::UnknownTopic)),
+        }
+    }
+    assert_eq!(stored.len(), RECORDS - 1);
+    assert_eq!(broker.values(0), stored, "what is acknowledged is stored");
+}

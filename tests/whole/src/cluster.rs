@@ -1,7 +1,7 @@
 //! Broker processes that form a cluster.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     path::PathBuf,
     process::{Command, Output},
 };
@@ -52,8 +52,8 @@ impl Cluster {
     /// # Errors
     /// Where no address is free.
     pub fn launch(&mut self, node: u64) -> Result<Launch> {
-        if !self.addresses.contains_key(&node) {
-            self.addresses.insert(node, free_address()?);
+        if let Entry::Vacant(place) = self.addresses.entry(node) {
+            place.insert(free_address()?);
         }
         let first = self.addresses.iter().take(Self::FIRST as usize);
         let (membership, named) = if node <= Self::FIRST {

@@ -96,6 +96,14 @@ impl Lane {
         }
     }
 
+    /// A lane that needs an identity of its own before it sends.
+    pub(super) fn unidentified(partition: Arc<Partition>) -> Self {
+        Self {
+            sequence_lost: true,
+            ..Self::new(partition, None)
+        }
+    }
+
     /// Whether there is anything to send or to wait for.
     pub(super) fn has_work(&self) -> bool {
         !self.queue.is_empty() || self.partition.oldest().is_some()

@@ -1,7 +1,7 @@
 //! The task behind a producer: it owns every lane and every connection, so that nothing about order needs a lock.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -58,6 +58,8 @@ struct Sender {
     /// The identity that lanes begin with.
     identity: Option<Identity>,
     lanes: HashMap<usize, Lane>,
+    /// The partitions that have lanes, by topic and number: one that was forgotten and learnt again has several.
+    known: HashSet<(Arc<str>, u32)>,
     connections: HashMap<Box<str>, Connection>,
     generations: u64,
     requests: u32,
@@ -79,6 +81,7 @@ pub(super) fn spawn(
         cluster,
         identity,
         lanes: HashMap::new(),
+        known: HashSet::new(),
         connections: HashMap::new(),
         generations: 0,
         requests: 0,
@@ -149,10 +152,15 @@ impl Sender {
     }
 
     fn lane_of(&mut self, partition: &Arc<Partition>) -> usize {
-        let identity = self.identity;
-        self.lanes
-            .entry(partition.index)
-            .or_insert_with(|| Lane::new(Arc::clone(partition), identity));
+        self.lanes.entry(partition.index).or_insert_with(|| {
+            let topic = Arc::clone(&partition.topic);
+            let first = self.known.insert((topic, partition.id));
+            match self.identity {
+                // Under the identity of the lane before, its numbers would be those of other records.
+                Some(_) if !first => Lane::unidentified(Arc::clone(partition)),
+                identity => Lane::new(Arc::clone(partition), identity),
+            }
+        });
         partition.index
     }
 

@@ -1,0 +1,186 @@
+//! A cluster of real processes under faults: kills, cuts, stalls, full and frozen disks, power loss, clock jumps and moves,
+//! while producers and consumers go on; then a check that nothing acknowledged was lost, doubled, reordered or changed.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it works on the real machine from outside"
+)]
+
+mod cluster;
+mod disk;
+mod faults;
+mod history;
+mod load;
+mod network;
+mod node;
+mod proxy;
+mod pulse;
+mod rounds;
+mod shell;
+
+use std::{
+    env,
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use crate::{
+    cluster::{Cluster, Ground},
+    faults::{Fault, Injector, REPLICAS},
+    load::{Load, Plan},
+};
+
+/// Set in the process that has namespaces of its own.
+const INSIDE: &str = "QUIPU_CHAOS_INSIDE";
+/// Debian's place for the library that sets a process's clock.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+#[derive(Clone, Debug, Parser)]
+#[command(about)]
+struct Args {
+    /// Rounds of faults
+    #[arg(long, default_value_t = 10)]
+    rounds: u16,
+    /// How long each round's faults last, in seconds
+    #[arg(long, default_value_t = 8.0)]
+    seconds_a_round: f64,
+    /// Which faults come when
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The faults to choose from; all if not given
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<Fault>,
+    /// The binary; a debug build made now if not given
+    #[arg(long, env = "QUIPU")]
+    quipu: Option<PathBuf>,
+    /// Nodes that form the cluster
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
+    nodes: u8,
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: u32,
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    producers: u16,
+    /// Records a second of each producer
+    #[arg(long, default_value_t = 200)]
+    rate: u32,
+    /// Keep data and logs also where nothing is wrong
+    #[arg(long)]
+    keep: bool,
+}
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("quipu-chaos: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> Result<bool> {
+    let args = Args::parse();
+    let quipu = match &args.quipu {
+        Some(quipu) => quipu.clone(),
+        None => quipu_tests::quipu().to_owned(),
+    };
+    let quipu = quipu
+        .canonicalize()
+        .with_context(|| format!("no binary at {}", quipu.display()))?;
+    let root = rustix::process::geteuid().is_root();
+    if root && env::var_os(INSIDE).is_none() {
+        return enter_namespaces(&quipu);
+    }
+    let faults = usable(&args, root)?;
+    let directory = quipu.parent().context("the binary is in a directory")?;
+    let scratch = tempfile::Builder::new()
+        .prefix("chaos-")
+        .tempdir_in(directory)?;
+    let ground = Ground {
+        quipu: quipu.clone(),
+        home: scratch.path().to_owned(),
+        isolated: root,
+        disks: faults.iter().any(|fault| fault.needs_disks()),
+        clock: faults.contains(&Fault::Clock).then(|| FAKETIME.into()),
+    };
+    let well = run(&args, ground, &faults);
+    if args.keep || !matches!(well, Ok(true)) {
+        println!("left for a look: {}", scratch.keep().display());
+    }
+    well
+}
+
+/// Runs this program again where it can build networks and mount file systems that go away with it.
+fn enter_namespaces(quipu: &std::path::Path) -> Result<bool> {
+    let error = Command::new("unshare")
+        .args(["--net", "--mount", "--pid", "--fork", "--kill-child"])
+        .arg("--mount-proc")
+        .arg(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .env("QUIPU", quipu)
+        .exec();
+    Err(error).context("can't run unshare, of util-linux")
+}
+
+/// The faults that can be had here; says which can't.
+fn usable(args: &Args, root: bool) -> Result<Vec<Fault>> {
+    let asked = match args.faults.is_empty() {
+        true => Fault::value_variants().to_vec(),
+        false => args.faults.clone(),
+    };
+    let lacks = |fault: &Fault| match fault {
+        fault if fault.needs_root() && !root => Some("root"),
+        Fault::Clock if !std::path::Path::new(FAKETIME).exists() => Some("libfaketime"),
+        fault if fault.needs_disks() && !shell::has("xfs_io") => Some("xfsprogs"),
+        fault if fault.needs_root() && !shell::has("iptables") => Some("iptables"),
+        _ => None,
+    };
+    let mut usable = Vec::new();
+    for fault in asked {
+        match lacks(&fault) {
+            Some(what) => println!("skipped: {fault:?}, which needs {what}"),
+            None => usable.push(fault),
+        }
+    }
+    ensure!(!usable.is_empty(), "none of these faults can be had here");
+    Ok(usable)
+}
+
+fn run(args: &Args, ground: Ground, faults: &[Fault]) -> Result<bool> {
+    println!("seed {}, faults {faults:?}", args.seed);
+    // Moves are more than turns among the same nodes where there is one node more.
+    let spare = u8::from(faults.contains(&Fault::Members));
+    let mut cluster = Cluster::start(ground, args.nodes, spare)?;
+    let plan = Plan {
+        partitions: args.partitions,
+        replication_factor: REPLICAS as u32,
+        producers: args.producers,
+        rate: args.rate,
+        value_bytes: 40,
+        consume: true,
+        addresses: (0..cluster.nodes.len())
+            .map(|first| cluster.addresses(first))
+            .collect(),
+        patient: false,
+    };
+    let mut load = Load::start(plan)?;
+    let mut injector = Injector::new(args.seed);
+    let seconds = Duration::from_secs_f64(args.seconds_a_round);
+    let mut findings = rounds::run(
+        &mut cluster,
+        &load,
+        faults,
+        args.rounds,
+        seconds,
+        &mut injector,
+    )?;
+    rounds::check(&mut cluster, &mut load, &mut findings)?;
+    Ok(rounds::report(&load, &findings))
+}
