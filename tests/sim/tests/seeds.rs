@@ -36,10 +36,3 @@ fn the_same_seed_gives_the_same_trace() {
     let other = |seed| simulate(&["--one", seed, "--minutes-each=0.1"]).1;
     assert_ne!(other("--first-seed=7"), other("--first-seed=8"));
 }
-
-#[test]
-#[ignore = "takes minutes where nothing is optimized: `cargo run -p quipu-sim --release -- --mutants --seeds 12 --minutes-each 1`"]
-fn code_that_is_wrong_on_purpose_is_caught() {
-    let (good, said) = simulate(&["--mutants", "--seeds=12", "--minutes-each=0.5"]);
-    assert!(good, "{said}");
-}
