@@ -80,7 +80,7 @@ consumed() {
 }
 
 leader_of_first() {
-  quipu_in 1 topic describe orders --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["partitions"][0]["leader"])'
+  quipu_in 1 topic describe orders --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["partition_states"][0]["leader"]["id"])'
 }
 
 status_names() {
