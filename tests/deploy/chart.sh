@@ -7,12 +7,12 @@ try_chart() {
     skip "the chart: helm is not there, and Go's module proxy did not give it"
     return
   fi
-  check "helm finds nothing wrong with the chart" quietly "$helm" lint --strict "$chart"
+  check "helm finds nothing wrong with the chart" quietly "$helm" lint --strict --kube-version "$KUBERNETES" "$chart"
   check "three brokers are rendered" render three
   check "five brokers are rendered" render five --set replicas=5 --set antiAffinity=preferred --set rack=r1
   check "a release that joins is rendered" render more --set firstNodeId=6 --set replicas=2 --set join=three-1.three-nodes:9093
-  check "fewer brokers than voters are refused" refuses "$helm" template x "$chart" --set replicas=2
-  check "two voters are refused" refuses "$helm" template x "$chart" --set voters=2
+  check "fewer brokers than voters are refused" refuses_with "must be at least voters" template x --set replicas=2
+  check "two voters are refused" refuses_with voters template x --set voters=2
   check_rendered
   check_schemas
   skip "installing the chart: needs a Kubernetes cluster"
@@ -20,14 +20,15 @@ try_chart() {
 
 # Takes the one that is installed, or builds it.
 install_helm() {
-  helm=$(command -v helm || echo "$helm")
+  helm=$(command -v helm || echo "$tools/helm")
   [ -x "$helm" ] && return
   command -v go >/dev/null || return 1
   echo "building helm"
   GOBIN=$tools go install "$HELM" >"$log" 2>&1 || { tail -n 5 "$log"; return 1; }
 }
 
-render() { "$helm" template "$1" "$chart" --namespace logs "${@:2}" >"$scratch/$1.yaml" 2>"$log" || { cat "$log"; return 1; }; }
+template() { "$helm" template "$1" "$chart" --namespace logs --kube-version "$KUBERNETES" "${@:2}"; }
+render() { template "$@" >"$scratch/$1.yaml" 2>"$log" || { cat "$log"; return 1; }; }
 
 check_rendered() {
   local nodes=three-nodes.logs.svc.cluster.local:9093
@@ -49,9 +50,9 @@ check_schemas() {
     check "what is rendered for \"$name\" fits Kubernetes $KUBERNETES" quietly validate "$name"
   done
   sed 's/podManagementPolicy/podManagmentPolicy/' "$scratch/three.yaml" >"$scratch/misspelt.yaml"
-  check "a misspelt field would be found" refuses validate misspelt
+  check "a misspelt field would be found" refuses_with podManagmentPolicy validate misspelt
   sed 's/containerPort: 9093/containerPort: grpc/' "$scratch/three.yaml" >"$scratch/mistyped.yaml"
-  check "a value of a wrong type would be found" refuses validate mistyped
+  check "a value of a wrong type would be found" refuses_with containerPort validate mistyped
 }
 
 find_schemas() {

@@ -4,6 +4,7 @@ node_pids=()
 
 try_configurations() {
   local node voters seeds
+  on_exit+=(stop_nodes)
   for node in 1 2 3 4; do ports[node]=$(free_port); web[node]=$(free_port); done
   voters=1@127.0.0.1:${ports[1]},2@127.0.0.1:${ports[2]},3@127.0.0.1:${ports[3]}
   seeds=127.0.0.1:${ports[1]},127.0.0.1:${ports[2]}

@@ -5,6 +5,7 @@ compose_up=
 
 try_containers() {
   local broker
+  on_exit+=(stop_docker)
   if ! docker_tools || ! start_docker; then
     skip "the image and the compose file: no Docker Engine is to be had here"
     return
@@ -75,7 +76,7 @@ quipu_in() { docker exec -i "$(container "$1")" /quipu "${@:2}" </dev/null; }
 produce() { seq "$2" "$3" | quietly docker exec -i "$(container "$1")" /quipu produce orders; }
 
 consumed() {
-  quipu_in "$1" consume orders 2>"$log" | sort -n >"$scratch/consumed"
+  quipu_in "$1" consume orders --format raw 2>"$log" | sort -n >"$scratch/consumed"
   seq "$2" | cmp - "$scratch/consumed"
 }
 
@@ -84,7 +85,7 @@ leader_of_first() {
 }
 
 status_names() {
-  refuses quipu_in "$1" cluster status && says "node $2 is not reached" "$log"
+  refuses_with "node $2 is not reached" quipu_in "$1" cluster status
 }
 
 # kill -9 from outside is a crash to Docker, where `docker kill` is its user's wish.
