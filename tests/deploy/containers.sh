@@ -14,6 +14,10 @@ try_containers() {
   check "it runs as its own user and says its version" output_is "$("$QUIPU" --version)" docker run --rm --network none quipu --version
   compose_up=yes
   check "three brokers are started" quietly compose up -d
+  if [ "$(docker ps -q | wc -l)" -ne 3 ]; then
+    skip "what the three brokers do: they were not started"
+    return
+  fi
   for broker in 1 2 3; do check "broker $broker is healthy" within 90 healthy "$broker"; done
   check "the cluster is well" within 30 quipu_in 1 cluster status
   check "a topic with three replicas is created" quietly quipu_in 1 topic create orders --partitions 3 --replication-factor 3
