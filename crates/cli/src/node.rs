@@ -79,7 +79,7 @@ fn read_file(path: &Path) -> Result<FileSettings> {
 
 fn broker_config(node_id: NodeId, settings: NodeSettings) -> Result<BrokerConfig> {
     let memory = settings.memory_bytes()?;
-    let membership = settings.membership()?;
+    let membership = settings.membership(node_id)?;
     let missing = |flag: &str| format!("give {flag}");
     let mut config = BrokerConfig::new(
         node_id,

@@ -27,14 +27,10 @@ pub(crate) struct NodeSettings {
     #[arg(long, env = "QUIPU_ADVERTISED_GRPC", value_name = "HOST:PORT")]
     pub(crate) advertised_grpc: Option<String>,
     /// The first nodes of a cluster, this one among them; the same on each: 1@host1:9093,2@host2:9093,3@host3:9093
-    #[arg(
-        long,
-        env = "QUIPU_VOTERS",
-        value_name = "ID@HOST:PORT,…",
-        conflicts_with = "join"
-    )]
+    #[arg(long, env = "QUIPU_VOTERS", value_name = "ID@HOST:PORT,…")]
     pub(crate) voters: Option<String>,
-    /// The addresses of members of a cluster that this node is to join: host1:9093,host2:9093
+    /// The addresses of members of a cluster that this node is to join: host1:9093,host2:9093. Beside --voters it is for nodes
+    /// that those do not name, so that all nodes can have the same settings
     #[arg(long, env = "QUIPU_JOIN", value_name = "HOST:PORT,…")]
     pub(crate) join: Option<String>,
     /// Where the node stands: replicas are spread over as many racks as there are
@@ -51,6 +47,11 @@ pub(crate) struct NodeSettings {
 impl NodeSettings {
     /// These settings, and those of `other` where these say nothing.
     pub(crate) fn or(self, other: Self) -> Self {
+        // Together they say which cluster it is: they come from one place.
+        let (voters, join) = match (self.voters, self.join) {
+            (None, None) => (other.voters, other.join),
+            own => own,
+        };
         Self {
             data_dir: self.data_dir.or(other.data_dir),
             grpc_listen: self.grpc_listen.or(other.grpc_listen),
@@ -59,23 +60,27 @@ impl NodeSettings {
             memory: self.memory.or(other.memory),
             rack: self.rack.or(other.rack),
             max_connections: self.max_connections.or(other.max_connections),
-            // Either of them says it all.
-            join: self.join.or(other.join.filter(|_| self.voters.is_none())),
-            voters: self.voters.or(other.voters),
+            voters,
+            join,
         }
     }
 
-    /// The cluster that the node belongs to.
-    pub(crate) fn membership(&self) -> Result<Membership> {
-        match (&self.voters, &self.join) {
-            (None, None) => Ok(Membership::Alone),
-            (_, Some(seeds)) => Ok(Membership::Join(
-                seeds.split(',').map(address).collect::<Result<_>>()?,
-            )),
-            (Some(voters), None) => {
-                let voters = voters.split(',').map(voter).collect::<Result<_>>();
-                Ok(Membership::Voters(voters.context("--voters")?))
+    /// The cluster that `node` belongs to.
+    pub(crate) fn membership(&self, node: NodeId) -> Result<Membership> {
+        let voters = match &self.voters {
+            None => Vec::new(),
+            Some(voters) => {
+                let voters = voters.split(',').map(voter).collect::<Result<Vec<_>>>();
+                voters.context("--voters")?
             }
+        };
+        match &self.join {
+            Some(seeds) if !voters.iter().any(|voter| voter.id == node) => {
+                let seeds = seeds.split(',').map(address).collect::<Result<_>>();
+                Ok(Membership::Join(seeds.context("--join")?))
+            }
+            _ if voters.is_empty() => Ok(Membership::Alone),
+            _ => Ok(Membership::Voters(voters)),
         }
     }
 
@@ -136,8 +141,11 @@ impl FileSettings {
 #[cfg(test)]
 mod tests {
     use quipu_broker::Membership;
+    use quipu_model::NodeId;
 
     use super::{FileSettings, NodeSettings};
+
+    const FIRST: NodeId = NodeId::new(1);
 
     #[test]
     fn a_file_says_what_flags_do_not() {
@@ -160,7 +168,7 @@ mod tests {
             voters: Some(text.to_owned()),
             ..NodeSettings::default()
         };
-        let read = voters("1@a:9093, 2@[::1]:9093").membership().unwrap();
+        let read = voters("1@a:9093, 2@[::1]:9093").membership(FIRST).unwrap();
         let Membership::Voters(read) = read else {
             panic!("{read:?}")
         };
@@ -168,16 +176,32 @@ mod tests {
         assert_eq!(numbers, [1, 2]);
         assert_eq!(read[1].address, "[::1]:9093");
         for wrong in ["", "a:9093", "0@a:9093", "1@a", "1@a:0", "1@:9093", "x@a:1"] {
-            assert!(voters(wrong).membership().is_err(), "{wrong}");
+            assert!(voters(wrong).membership(FIRST).is_err(), "{wrong}");
         }
         let join = NodeSettings {
             join: Some("a:9093,b:9093".to_owned()),
             ..NodeSettings::default()
         };
         let seeds = vec!["a:9093".to_owned(), "b:9093".to_owned()];
-        assert_eq!(join.membership().unwrap(), Membership::Join(seeds));
+        assert_eq!(join.membership(FIRST).unwrap(), Membership::Join(seeds));
         let flags = voters("1@a:9093").or(join);
-        assert!(matches!(flags.membership().unwrap(), Membership::Voters(_)));
+        assert!(matches!(
+            flags.membership(FIRST).unwrap(),
+            Membership::Voters(_)
+        ));
+    }
+
+    #[test]
+    fn settings_that_all_nodes_share_let_voters_begin_and_others_join() {
+        let shared = NodeSettings {
+            voters: Some("1@a:9093,2@b:9093".to_owned()),
+            join: Some("a:9093".to_owned()),
+            ..NodeSettings::default()
+        };
+        let first = shared.membership(FIRST).unwrap();
+        assert!(matches!(first, Membership::Voters(_)));
+        let further = shared.membership(NodeId::new(3)).unwrap();
+        assert_eq!(further, Membership::Join(vec!["a:9093".to_owned()]));
     }
 
     #[test]
