@@ -44,8 +44,8 @@ struct Slot {
     queued: u64,
     sent: u64,
     answered: u64,
-    /// Whether the peer may have heard of the call.
-    begun: bool,
+    /// What the peer calls it, once it may have heard of it.
+    number: Option<u64>,
     /// Since when an answer is due.
     due_since: Instant,
 }
@@ -58,6 +58,9 @@ struct State {
     led: HashMap<PartitionKey, LeaderEpoch>,
     calls: HashMap<u64, Slot>,
     last_call: u64,
+    /// The calls that the peer may have heard of, by their numbers on the wire.
+    numbers: HashMap<u64, u64>,
+    last_number: u64,
     /// When the socket last took something.
     moved_at: Instant,
     broken: Option<Arc<str>>,
@@ -96,6 +99,8 @@ impl Link {
                 led: HashMap::new(),
                 calls: HashMap::new(),
                 last_call: 0,
+                numbers: HashMap::new(),
+                last_number: 0,
                 moved_at: Instant::now(),
                 broken: None,
             }),
@@ -169,7 +174,7 @@ impl Link {
             queued: 0,
             sent: 0,
             answered: 0,
-            begun: false,
+            number: None,
             due_since: Instant::now(),
         };
         state.calls.insert(id, slot);
@@ -269,12 +274,16 @@ impl Link {
     pub(super) fn answered(&self, message: Answers) -> Result<(), String> {
         let now = Instant::now();
         let mut state = self.state.lock();
+        let state = &mut *state;
         for Answer { call, kind } in message.answers {
-            if call > state.last_call {
+            if call > state.last_number {
                 return Err(format!("it answered call {call}, which was not made"));
             }
             // Whoever made a call may have given it up meanwhile.
-            if let Entry::Occupied(mut slot) = state.calls.entry(call) {
+            let Some(id) = state.numbers.get(&call) else {
+                continue;
+            };
+            if let Entry::Occupied(mut slot) = state.calls.entry(*id) {
                 let kind = kind.unwrap_or_else(|| answer::Kind::Failed(UNKNOWN_ANSWER.to_owned()));
                 if matches!(kind, answer::Kind::Append(_)) {
                     let slot = slot.get_mut();
@@ -287,6 +296,7 @@ impl Link {
                     drop(slot.answers.send(kind));
                 } else {
                     drop(slot.remove().answers.send(kind));
+                    state.numbers.remove(&call);
                 }
             }
         }
@@ -298,6 +308,18 @@ const UNKNOWN_ANSWER: &str =
     "the answer is of a kind that this version does not know: upgrade this node";
 
 impl State {
+    /// A call's number on the wire: given when its first request goes out, since there numbers must go up, and who opened a call
+    /// first need not be first to send. `None`: the call is over.
+    fn number(&mut self, id: u64) -> Option<u64> {
+        let slot = self.calls.get_mut(&id)?;
+        if slot.number.is_none() {
+            self.last_number += 1;
+            slot.number = Some(self.last_number);
+            self.numbers.insert(self.last_number, id);
+        }
+        slot.number
+    }
+
     fn take(&mut self) -> Outgoing {
         let mut message = Requests::default();
         let mut outgoing = Outgoing::default();
@@ -306,18 +328,20 @@ impl State {
             if bytes > 0 && bytes + next.cost > TARGET_BYTES {
                 break;
             }
-            let Some(next) = self.queue.pop_front() else {
+            let Some(mut next) = self.queue.pop_front() else {
                 break;
             };
-            let cancels = matches!(next.request.kind, Some(Kind::Cancel(_)));
-            match self.calls.get_mut(&next.request.call) {
-                Some(slot) => slot.begun = true,
-                // Given up, or over.
-                None if !cancels => continue,
-                None => {}
+            // A cancellation has its call's number already.
+            if !matches!(next.request.kind, Some(Kind::Cancel(_))) {
+                let id = next.request.call;
+                let Some(number) = self.number(id) else {
+                    // Given up, or over.
+                    continue;
+                };
+                next.request.call = number;
+                outgoing.calls.push(id);
             }
             bytes += next.cost;
-            outgoing.calls.push(next.request.call);
             outgoing.rooms.extend(next.room);
             message.requests.push(next.request);
         }
@@ -347,7 +371,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Queues the call's next request, in whose `call` field this call's number is filled in. A call that the peer ended, or
+    /// Queues the call's next request, in whose `call` field this call's id is filled in. A call that the peer ended, or
     /// whose link broke, takes no more: its answers tell.
     pub(super) fn send(&self, mut request: Request, cost: usize, room: Room, haste: Haste) {
         request.call = self.id;
@@ -401,9 +425,10 @@ impl Drop for Call {
         let Some(slot) = state.calls.remove(&self.id) else {
             return;
         };
-        if slot.begun {
+        if let Some(number) = slot.number {
+            state.numbers.remove(&number);
             let request = Request {
-                call: self.id,
+                call: number,
                 kind: Some(Kind::Cancel(Cancel {})),
                 ..Request::default()
             };

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, Stream, StreamExt};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use quipu_proto::peer::v1::{Append, Entry, Hello, Request, Requests, request::Kind};
+use quipu_proto::peer::v1::{
+    Answer, Answers, Append, Entry, Hello, Request, Requests, answer, request::Kind,
+};
 use tokio::time::Instant;
 use tonic::{Status, body::Body};
 
@@ -142,4 +144,31 @@ async fn a_request_that_waits_for_a_socket_that_moves_is_not_late() {
     assert_eq!(first.deadline(limit), Some(Instant::now() + limit));
     link.close("enough");
     assert_eq!(first.deadline(limit), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_opened_first_may_send_last() {
+    let link = Link::new();
+    let mut messages = opened(&link).await;
+    let slow = link.call().unwrap();
+    let quick = send(&link, 0, Haste::AtOnce).await;
+    send_on(&link, &slow, 0, Haste::AtOnce).await;
+    send_on(&link, &quick, 0, Haste::AtOnce).await;
+    // The peer takes numbers that go up, and later requests of what it has heard of.
+    assert_eq!(calls(&mut messages).await, [1, 2, 1]);
+    // Each gets the answers that are its own.
+    let failed = |call, reason: &str| Answer {
+        call,
+        kind: Some(answer::Kind::Failed(reason.to_owned())),
+    };
+    let answers = vec![failed(2, "slow"), failed(1, "quick")];
+    let answers = Answers {
+        answers,
+        ..Answers::default()
+    };
+    link.answered(answers).unwrap();
+    for (mut call, reason) in [(quick, "quick"), (slow, "slow")] {
+        let answer = call.answer().await.unwrap();
+        assert_eq!(answer, answer::Kind::Failed(reason.to_owned()));
+    }
 }
