@@ -205,12 +205,11 @@ impl Partition {
         match loss {
             Loss::Refused { leader } => self.not_leader(leader),
             Loss::Superseded => AppendError::LeadershipLost { key: self.key() },
-            Loss::Stopped => match self.inner.store.failure() {
-                Some(failure) => failure.into(),
-                None => AppendError::Fatal(match &*self.inner.replica.read() {
-                    Replica::Failed(reason) => reason.clone(),
-                    _ => "it stopped with the batch in flight".to_owned(),
-                }),
+            Loss::Stopped => match (self.inner.store.failure(), &*self.inner.replica.read()) {
+                (Some(failure), _) => failure.into(),
+                (None, Replica::Failed(reason)) => AppendError::Fatal(reason.clone()),
+                // It was shut down with the batch in flight: its node ends, or the partition moved. The others go on.
+                (None, _) => AppendError::LeadershipLost { key: self.key() },
             },
         }
     }
@@ -284,6 +283,14 @@ impl Partition {
             Replica::Running(running) => running.leading().is_ok(),
             Replica::Failed(_) | Replica::Ended => false,
         }
+    }
+
+    /// Whether this replica leads and a majority was heard of lately, or sleeps with it: where not, others may have another
+    /// leader by now.
+    pub fn is_followed(&self) -> bool {
+        let asleep = *self.inner.asleep.borrow();
+        self.running()
+            .is_ok_and(|running| running.leading().is_ok() && (asleep || !running.is_forsaken()))
     }
 
     /// Waits until this replica leads and has applied an entry of its own term: from then on its high watermark covers all
