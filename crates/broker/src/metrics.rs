@@ -16,9 +16,16 @@ struct FailureLabels {
     reason: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AcksLabels {
+    acks: &'static str,
+}
+
 /// The broker's own metrics; the store registers its own.
 #[derive(Debug)]
 pub(crate) struct Metrics {
+    /// By acks; the three are its members, at hand without a look-up.
+    append: Family<AcksLabels, Histogram, fn() -> Histogram>,
     append_all: Histogram,
     append_leader: Histogram,
     append_none: Histogram,
@@ -38,10 +45,13 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Registers everything.
     pub(crate) fn new(registry: &mut Registry) -> Self {
+        let append = Family::new_with_constructor(latency as fn() -> Histogram);
+        let by = |acks| append.get_or_create(&AcksLabels { acks }).clone();
         let metrics = Self {
-            append_all: latency(),
-            append_leader: latency(),
-            append_none: latency(),
+            append_all: by("all"),
+            append_leader: by("leader"),
+            append_none: by("none"),
+            append: append.clone(),
             append_failures: Family::default(),
             fetch: latency(),
             bytes_in: Counter::default(),
@@ -58,21 +68,12 @@ impl Metrics {
     }
 
     fn register_latencies(&self, registry: &mut Registry) {
-        for (acks, histogram) in [
-            ("all", &self.append_all),
-            ("leader", &self.append_leader),
-            ("none", &self.append_none),
-        ] {
-            let labels = [("acks".into(), acks.into())];
-            registry
-                .sub_registry_with_labels(labels.into_iter())
-                .register_with_unit(
-                    "append_latency",
-                    "From a produce request's arrival to its acknowledgement",
-                    Unit::Seconds,
-                    histogram.clone(),
-                );
-        }
+        registry.register_with_unit(
+            "append_latency",
+            "From a produce request's arrival to its acknowledgement",
+            Unit::Seconds,
+            self.append.clone(),
+        );
         registry.register_with_unit(
             "fetch_latency",
             "From a fetch request's arrival (a stream's: from when there was something to read) to its answer",
