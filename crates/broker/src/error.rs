@@ -177,9 +177,8 @@ impl From<AppendError> for BrokerError {
             AppendError::TimedOut(_) => Reason::TimedOut,
             AppendError::ShuttingDown => Reason::ShuttingDown,
             AppendError::Failed(_) => Reason::StorageFailed,
-            AppendError::Reserve(_) | AppendError::Refused { .. } | AppendError::Fatal(_) => {
-                Reason::Internal
-            }
+            AppendError::Refused { .. } => Reason::InvalidRequest,
+            AppendError::Reserve(_) | AppendError::Fatal(_) => Reason::Internal,
         };
         let outcome = if error.is_definite() {
             Outcome::Definite

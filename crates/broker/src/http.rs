@@ -51,11 +51,10 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> TextReply {
     let core = &shared.core;
-    let running = core.table.snapshot();
-    let count: usize = running.values().map(|topic| topic.running().count()).sum();
+    let topics = core.table.snapshot();
+    let running = topics.values().flat_map(|topic| topic.running());
     core.metrics
-        .partitions
-        .set(i64::try_from(count).unwrap_or(i64::MAX));
+        .count_partitions(running.map(|running| &running.partition));
     let mut body = String::new();
     match text::encode(&mut body, &shared.registry.lock()) {
         Ok(()) => reply(

@@ -7,7 +7,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
-use quipu_replication::Acks;
+use quipu_replication::{Acks, Partition};
 
 use crate::error::Reason;
 
@@ -36,8 +36,10 @@ pub(crate) struct Metrics {
     batches_in: Counter,
     bytes_out: Counter,
     fetches: Counter,
-    /// Replicas that run on this node.
-    pub(crate) partitions: Gauge,
+    partitions: Gauge,
+    partitions_led: Gauge,
+    partitions_leaderless: Gauge,
+    partitions_damaged: Gauge,
     /// Open gRPC connections.
     pub(crate) connections: Gauge,
 }
@@ -60,6 +62,9 @@ impl Metrics {
             bytes_out: Counter::default(),
             fetches: Counter::default(),
             partitions: Gauge::default(),
+            partitions_led: Gauge::default(),
+            partitions_leaderless: Gauge::default(),
+            partitions_damaged: Gauge::default(),
             connections: Gauge::default(),
         };
         metrics.register_latencies(registry);
@@ -115,16 +120,52 @@ impl Metrics {
             "Answers to fetch requests and messages of fetch streams",
             self.fetches.clone(),
         );
-        registry.register(
-            "partitions",
-            "Replicas that run on this node",
-            self.partitions.clone(),
-        );
+        for (name, help, gauge) in [
+            (
+                "partitions",
+                "Replicas that run on this node",
+                &self.partitions,
+            ),
+            (
+                "partitions_led",
+                "Those of them that lead",
+                &self.partitions_led,
+            ),
+            (
+                "partitions_leaderless",
+                "Those of them that know of no leader",
+                &self.partitions_leaderless,
+            ),
+            (
+                "partitions_damaged",
+                "Those of them that are not served since their files are damaged",
+                &self.partitions_damaged,
+            ),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
         registry.register(
             "grpc_connections",
             "Open gRPC connections",
             self.connections.clone(),
         );
+    }
+
+    /// Counts the replicas that run here, as of now.
+    pub(crate) fn count_partitions<'a>(&self, running: impl Iterator<Item = &'a Partition>) {
+        let (mut all, mut led, mut leaderless, mut damaged) = (0, 0, 0, 0);
+        for partition in running {
+            let leadership = *partition.leadership().borrow();
+            let is_damaged = partition.damage().is_some();
+            all += 1;
+            led += i64::from(leadership.ready);
+            leaderless += i64::from(leadership.leader.is_none() && !is_damaged);
+            damaged += i64::from(is_damaged);
+        }
+        self.partitions.set(all);
+        self.partitions_led.set(led);
+        self.partitions_leaderless.set(leaderless);
+        self.partitions_damaged.set(damaged);
     }
 
     pub(crate) fn appended(&self, acks: Acks, took: Duration, bytes: u64, records: u64) {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionId, PartitionKey};
 
-use super::Core;
+use super::{Core, starting};
 use crate::{
     error::{BrokerError, NodeAddress, Reason},
     metadata::{Assignment, METADATA_KEY, MetadataImage, RegisteredNode, Topic},
@@ -59,12 +59,21 @@ pub(crate) struct NodeDescription {
 
 impl Core {
     /// All topics, by name.
-    pub(crate) fn list_topics(&self, include_internal: bool) -> Vec<Arc<Topic>> {
+    ///
+    /// # Errors
+    /// Where the node belongs to no cluster yet.
+    pub(crate) fn list_topics(
+        &self,
+        include_internal: bool,
+    ) -> Result<Vec<Arc<Topic>>, BrokerError> {
         let image = self.metadata.image();
+        if image.cluster_id.is_none() {
+            return Err(starting());
+        }
         let shown = |topic: &&Arc<Topic>| include_internal || !topic.name.is_internal();
         let mut topics: Vec<_> = image.topics().filter(shown).cloned().collect();
         topics.sort_by(|a, b| a.name.cmp(&b.name));
-        topics
+        Ok(topics)
     }
 
     /// A topic and the state of its partitions.

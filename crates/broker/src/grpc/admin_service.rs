@@ -53,7 +53,8 @@ impl Admin for AdminService {
         &self,
         request: Request<ListTopicsRequest>,
     ) -> Result<Response<ListTopicsResponse>, Status> {
-        let topics = self.core.list_topics(request.into_inner().include_internal);
+        let internal = request.into_inner().include_internal;
+        let topics = self.core.list_topics(internal)?;
         Ok(Response::new(ListTopicsResponse {
             topics: topics.iter().map(|topic| Topic::from(&**topic)).collect(),
         }))
