@@ -5,6 +5,7 @@ mod bench;
 mod cluster;
 mod connect;
 mod consume;
+mod demo;
 mod format;
 mod log;
 mod logging;
@@ -42,6 +43,8 @@ struct Cli {
 enum Command {
     /// Run one node with everything on, for trying things out: data goes to ./quipu-data
     Dev(node::DevArgs),
+    /// Watch a cluster of three nodes lose its leader and nothing else: takes a few seconds, leaves nothing behind
+    Demo(demo::DemoArgs),
     /// Run a node
     Server(node::ServerArgs),
     /// Create, look at, change and delete topics
@@ -72,6 +75,7 @@ impl Command {
     async fn run(self) -> Result<()> {
         match self {
             Self::Dev(args) => node::dev(args).await,
+            Self::Demo(args) => demo::run(args).await,
             Self::Server(args) => node::server(args).await,
             Self::Topic(args) => topic::run(args).await,
             Self::Cluster(args) => cluster::run(args).await,

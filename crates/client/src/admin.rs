@@ -1,6 +1,6 @@
 //! Topics, offsets and the cluster itself.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use quipu_model::{Offset, TimestampMs};
 use quipu_proto::v1::{
@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     Result,
     backoff::backoff,
-    cluster::{Cluster, log_client},
+    cluster::{Cluster, ELECTION, FIRST_PAUSE, LAST_PAUSE, log_client},
     error::Error,
 };
 
@@ -44,6 +44,13 @@ impl NewTopic {
             name: name.into(),
             ..Self::default()
         }
+    }
+
+    /// Sets the number of replicas of each partition.
+    #[must_use]
+    pub fn replication_factor(mut self, replicas: u32) -> Self {
+        self.replication_factor = Some(replicas);
+        self
     }
 
     /// Sets the number of partitions.
@@ -249,9 +256,6 @@ impl Admin {
     }
 }
 
-/// For how long a partition between two leaders is asked again: longer than any election.
-const ELECTION: Duration = Duration::from_secs(5);
-
 /// Asks the leader, and the next one where it is another by now.
 pub(crate) async fn list_offset(
     cluster: &Cluster,
@@ -263,16 +267,12 @@ pub(crate) async fn list_offset(
     let (mut not_before, mut hint, mut attempt) = (None, None, 0);
     loop {
         attempt += 1;
-        let error = match list_offset_once(cluster, (topic, partition), at, not_before, hint).await
-        {
+        let (place, tried) = ((topic, partition), (not_before, attempt));
+        let error = match list_offset_once(cluster, place, at, tried, hint).await {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
-        let wait = backoff(
-            attempt,
-            Duration::from_millis(10),
-            Duration::from_millis(500),
-        );
+        let wait = backoff(attempt, FIRST_PAUSE, LAST_PAUSE);
         if !error.is_retryable() || Instant::now() + wait > give_up_at {
             return Err(error);
         }
@@ -286,12 +286,15 @@ async fn list_offset_once(
     cluster: &Cluster,
     (topic, partition): (&str, u32),
     at: OffsetAt,
-    not_before: Option<Instant>,
+    (not_before, attempt): (Option<Instant>, u32),
     hint: Option<Box<str>>,
 ) -> Result<ListedOffset> {
     let leader = match hint {
         Some(leader) => leader,
-        None => cluster.leader(topic, partition, not_before).await?,
+        None => {
+            let reader = cluster.reader(topic, partition, not_before, attempt);
+            reader.await?
+        }
     };
     let answer = list_offset_at(cluster, &leader, topic, partition, at).await?;
     Ok(ListedOffset {

@@ -15,11 +15,12 @@ use crate::{
 pub struct ClientConfig {
     /// `host:port` of the gRPC listeners of some nodes; one that answers is enough to find the others.
     pub brokers: Vec<String>,
-    /// How long one attempt to connect may take. 10 s.
+    /// How long one attempt to connect may take. 3 s.
     pub connect_timeout: Duration,
     /// How long a broker may take to answer one request. 30 s.
     pub request_timeout: Duration,
-    /// A connection with open streams is tried after this long in silence, and given up after as long again. 10 s.
+    /// A connection with open streams is tried after this long in silence, and given up after as long again: a node that died
+    /// without a word is left for another one within twice this time. 1 s.
     pub keep_alive: Duration,
 }
 
@@ -32,9 +33,9 @@ impl ClientConfig {
                 .filter(|broker| !broker.is_empty())
                 .map(str::to_owned)
                 .collect(),
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(3),
             request_timeout: Duration::from_secs(30),
-            keep_alive: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(1),
         }
     }
 }

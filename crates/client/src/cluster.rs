@@ -1,22 +1,42 @@
 //! What the client knows of the cluster: connections, topics and their leaders.
 
-use std::{collections::HashMap, fmt, future::Future, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use quipu_model::TopicConfig;
 use quipu_proto::v1::{
     self, DescribeTopicRequest, admin_client::AdminClient, log_client::LogClient,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     ClientConfig, Outcome,
+    backoff::backoff,
     error::{Error, Result, node_address},
 };
 
 /// The largest message taken from a broker: the largest batch that a topic may allow, and what frames it.
 const MAX_MESSAGE_BYTES: usize = TopicConfig::MAX_MESSAGE_BYTES_LIMIT as usize + (64 << 10);
+
+/// For how long a cluster between two leaders is asked again: longer than any election.
+pub(crate) const ELECTION: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const LAST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Whether what was asked for did not happen, and may at another try.
+fn may_be_repeated(error: &Error) -> bool {
+    error.is_retryable() && error.outcome() == Outcome::Definite
+}
 
 /// Makes a channel to `host:port`; it connects when it is first used, and again whenever the connection broke.
 pub(crate) type Dial = Arc<dyn Fn(&str) -> Result<Channel> + Send + Sync>;
@@ -26,6 +46,8 @@ pub(crate) struct Cluster {
     dial: Dial,
     channels: Mutex<HashMap<String, Channel>>,
     topics: tokio::sync::Mutex<HashMap<Box<str>, TopicView>>,
+    /// Which of the brokers is asked first: the one that answered last.
+    first: AtomicUsize,
 }
 
 impl fmt::Debug for Cluster {
@@ -72,6 +94,7 @@ impl Cluster {
             dial,
             channels: Mutex::default(),
             topics: tokio::sync::Mutex::default(),
+            first: AtomicUsize::new(0),
         }
     }
 
@@ -114,21 +137,51 @@ impl Cluster {
         }
     }
 
-    /// Calls whichever bootstrap node answers, and the node that it names if it is not the one to ask.
+    /// Calls whichever bootstrap node answers, and the node that it names if it is not the one to ask. While all say that it did
+    /// not happen and may later, as between two leaders, it asks again.
     pub(crate) async fn call<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T>
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
+        let give_up_at = Instant::now() + ELECTION;
+        let mut attempt = 0;
+        loop {
+            let error = match self.call_each(&call).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            attempt += 1;
+            let wait = backoff(attempt, FIRST_PAUSE, LAST_PAUSE);
+            let unreachable = error.reason() == crate::Reason::Unreachable;
+            if unreachable || !may_be_repeated(&error) || Instant::now() + wait > give_up_at {
+                return Err(error);
+            }
+            sleep(wait).await;
+        }
+    }
+
+    async fn call_each<T, F>(&self, call: &impl Fn(Channel) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
         let mut last = Error::invalid("no broker address was given");
-        for address in &self.config.brokers {
-            match self.call_at(address, &call).await {
+        let brokers = &self.config.brokers;
+        let first = self.first.load(Ordering::Relaxed);
+        for turn in 0..brokers.len() {
+            let at = (first + turn) % brokers.len();
+            let Some(address) = brokers.get(at) else {
+                break;
+            };
+            // A node that does not answer is not asked first again: that may have taken seconds.
+            self.first.store(at, Ordering::Relaxed);
+            match self.call_at(address, call).await {
                 Ok(response) => return Ok(response),
                 Err(error) => last = error,
             }
             if let Some(leader) = last.leader() {
-                return self.call_at(leader, &call).await;
+                return self.call_at(leader, call).await;
             }
-            if last.reason() != crate::Reason::Unreachable {
+            if last.reason() != crate::Reason::Unreachable && !may_be_repeated(&last) {
                 break;
             }
         }
@@ -163,6 +216,25 @@ impl Cluster {
                 "partition {partition} of topic {topic:?} has no leader at this moment"
             ))
         })
+    }
+
+    /// Whom to read a partition from: its leader, or, where nobody leads, one of the given brokers after the other: each replica
+    /// serves what it knows to be committed.
+    pub(crate) async fn reader(
+        &self,
+        topic: &str,
+        partition: u32,
+        not_before: Option<Instant>,
+        attempt: u32,
+    ) -> Result<Box<str>> {
+        let brokers = &self.config.brokers;
+        match self.leader(topic, partition, not_before).await {
+            Err(error) if error.reason() == crate::Reason::Unreachable => {
+                let any = brokers.get(attempt as usize % brokers.len().max(1));
+                any.map(|broker| broker.as_str().into()).ok_or(error)
+            }
+            leader => leader,
+        }
     }
 
     /// Forgets what is known of a topic.

@@ -22,6 +22,10 @@ const POLL: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Launch {
     data: PathBuf,
+    /// The command to run.
+    command: &'static str,
+    /// Where it listens for gRPC; `None`: anywhere.
+    grpc: Option<String>,
     arguments: Vec<String>,
     /// Shell text that runs before the broker, in its process: limits.
     prelude: String,
@@ -33,10 +37,23 @@ impl Launch {
     pub fn dev(data: &Path) -> Self {
         Self {
             data: data.to_owned(),
+            command: "dev",
+            grpc: None,
             arguments: Vec::new(),
             prelude: String::new(),
             log: data.with_extension("log"),
         }
+    }
+
+    /// `quipu server`, a node of a cluster that listens where the others expect it.
+    pub fn server(data: &Path, node: u64, grpc: &str) -> Self {
+        Self {
+            command: "server",
+            grpc: Some(grpc.to_owned()),
+            ..Self::dev(data)
+        }
+        .argument("--node-id")
+        .argument(&node.to_string())
     }
 
     /// Puts the log elsewhere.
@@ -63,18 +80,7 @@ impl Launch {
     /// Where it ends instead; the error holds what it said.
     pub fn start(self) -> Result<Broker> {
         let mut broker = self.spawn()?;
-        let deadline = Instant::now() + PATIENCE;
-        while !broker.is_ready() {
-            if let Some(status) = broker.child.try_wait()? {
-                bail!("it ended with {status}: {}", broker.log()?);
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "it was never ready: {}",
-                broker.log()?
-            );
-            thread::sleep(POLL);
-        }
+        broker.wait_ready()?;
         Ok(broker)
     }
 
@@ -83,14 +89,17 @@ impl Launch {
     /// # Errors
     /// Where the process can't be created.
     pub fn spawn(self) -> Result<Broker> {
-        let grpc = free_address()?;
+        let grpc = match self.grpc {
+            Some(grpc) => grpc,
+            None => free_address()?,
+        };
         let http = free_address()?;
         let log = File::create(&self.log)?;
         let child = Command::new("sh")
             .arg("-c")
             .arg(format!("{}\nexec \"$0\" \"$@\"", self.prelude))
             .arg(quipu())
-            .arg("dev")
+            .arg(self.command)
             .arg("--data-dir")
             .arg(&self.data)
             .args(["--grpc-listen", &grpc, "--http-listen", &http])
@@ -118,6 +127,26 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// Where it ends instead; the error holds what it said.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_ready() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended with {status}: {}", self.log()?);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "it was never ready: {}",
+                self.log()?
+            );
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
     /// Host and port of its gRPC listener.
     pub fn grpc(&self) -> &str {
         &self.grpc
@@ -245,6 +274,6 @@ fn http_status(address: &str, path: &str) -> Result<String> {
 }
 
 /// An address that nobody listened on a moment ago.
-fn free_address() -> Result<String> {
+pub(crate) fn free_address() -> Result<String> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }

@@ -5,8 +5,10 @@
 )]
 
 mod broker;
+mod cluster;
 
 pub use broker::{Broker, Launch};
+pub use cluster::Cluster;
 
 use std::{
     env,

@@ -258,6 +258,16 @@ async fn read_below(
             next_offset: from,
         });
     }
+    let leadership = *partition.leadership().borrow();
+    if from > high_watermark && !leadership.ready {
+        return Err(BrokerError::new(
+            Reason::NotLeader,
+            format!(
+                "this node does not lead {} and knows of offsets up to {high_watermark} only: ask its leader, or retry shortly",
+                partition.key()
+            ),
+        ));
+    }
     if from > high_watermark {
         return Err(BrokerError::new(
             Reason::OffsetOutOfRange,

@@ -86,7 +86,7 @@ impl Core {
     fn topic(&self, name: &str) -> Result<Arc<TopicPartitions>, BrokerError> {
         match self.table.topic(name) {
             // It may be there all the same.
-            Err(_) if !*self.ready.borrow() && self.controller.get().is_none() => Err(starting()),
+            Err(_) if !*self.ready.borrow() => Err(starting()),
             found => found,
         }
     }
@@ -127,15 +127,23 @@ impl Core {
         }
     }
 
-    /// The leader of a partition where that is another node: it, and not this one, knows what was written last. While nobody
-    /// leads, this node serves what it knows to be committed.
+    /// Why a reader is better served by another node, or later: whoever leads, and not this node, knows what was written last.
+    /// `None`: this node leads, or the leader is not reached from here; it then serves what it knows to be committed.
     fn led_elsewhere(&self, partition: &Partition) -> Option<BrokerError> {
-        let leader = partition.leader().0.filter(|leader| *leader != self.node)?;
-        let error = AppendError::NotLeader {
-            key: partition.key(),
-            leader: Some(leader),
+        let leadership = *partition.leadership().borrow();
+        let leader = leadership.leader?;
+        let better = if leader == self.node {
+            // It may not know yet of all that was acknowledged before it led.
+            !leadership.ready
+        } else {
+            self.linked.borrow().contains(&leader)
         };
-        Some(self.append_error(error))
+        better.then(|| {
+            self.append_error(AppendError::NotLeader {
+                key: partition.key(),
+                leader: Some(leader).filter(|leader| *leader != self.node),
+            })
+        })
     }
 
     /// Why a request that waited on a partition was woken by its end.

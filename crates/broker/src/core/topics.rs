@@ -95,8 +95,10 @@ impl Core {
             topic: entry.topic.id,
             partition,
         };
+        let reached =
+            |leader: &NodeId| *leader == self.node || self.linked.borrow().contains(leader);
         let (leader, epoch) = match self.leaders.leader(key) {
-            Some((leader, epoch)) => (Some(leader), epoch),
+            Some((leader, epoch)) => (Some(leader).filter(reached), epoch),
             None => (None, LeaderEpoch::new(-1)),
         };
         let mut description = PartitionDescription {
@@ -128,6 +130,7 @@ impl Core {
         }
         let (leader, epoch) = replica.leader();
         if epoch >= description.leader_epoch {
+            let leader = leader.filter(reached);
             description.leader = leader.and_then(|id| self.book.address_of(id));
             description.leader_epoch = epoch;
         }

@@ -63,7 +63,10 @@ impl Fetcher {
         let mut not_before = None;
         while !self.is_finished() && !batches.is_closed() {
             let began_at = self.position;
-            let error = match self.read(&batches, leader.take(), not_before).await {
+            let error = match self
+                .read(&batches, leader.take(), not_before, attempt)
+                .await
+            {
                 Ok(Ended::Finished) => return,
                 Ok(Ended::Closed) => None,
                 Err(error) => Some(error),
@@ -109,12 +112,14 @@ impl Fetcher {
         batches: &mpsc::Sender<Result<Fetched>>,
         leader: Option<Box<str>>,
         not_before: Option<Instant>,
+        attempt: u32,
     ) -> Result<Ended> {
         let address = match leader {
             Some(leader) => leader,
             None => {
                 let (topic, partition) = (&self.topic, self.partition);
-                self.cluster.leader(topic, partition, not_before).await?
+                let reader = self.cluster.reader(topic, partition, not_before, attempt);
+                reader.await?
             }
         };
         let failed = |status: tonic::Status| Error::from_status(&address, &status);

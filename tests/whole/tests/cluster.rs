@@ -1,0 +1,184 @@
+//! What a person is promised who runs a cluster of several broker processes.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the tests look at real brokers' files"
+)]
+
+use std::{
+    fs,
+    ops::Range,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use quipu_tests::{Cluster, scratch};
+use serde_json::Value;
+
+fn produce(cluster: &Cluster, range: Range<u32>) -> Result<()> {
+    let lines: String = range.map(|n| format!("k{}\tvalue {n}\n", n % 7)).collect();
+    let arguments = ["produce", "orders", "--key-separator", "\t"];
+    cluster.succeed(&arguments, lines.as_bytes())?;
+    Ok(())
+}
+
+/// Every value of the range is there once, and those of each key are in order.
+fn has_records(cluster: &Cluster, range: Range<u32>) -> Result<()> {
+    let arguments = ["consume", "orders", "--format", "json"];
+    let text = cluster.succeed(&arguments, b"")?;
+    let mut numbers = Vec::new();
+    let mut last = [None; 7];
+    for line in text.lines() {
+        let record: Value = serde_json::from_str(line)?;
+        let value = record["value"].as_str().context("no value")?;
+        let number: u32 = value.strip_prefix("value ").context("other")?.parse()?;
+        let last = &mut last[number as usize % 7];
+        ensure!(*last < Some(number), "{number} after {last:?}");
+        *last = Some(number);
+        numbers.push(number);
+    }
+    numbers.sort_unstable();
+    ensure!(
+        numbers.iter().copied().eq(range.clone()),
+        "{} records of {range:?}",
+        numbers.len()
+    );
+    Ok(())
+}
+
+fn create(cluster: &Cluster, partitions: &str) -> Result<()> {
+    let arguments = ["topic", "create", "orders", "--partitions", partitions];
+    let created = cluster.succeed(&arguments, b"")?;
+    // Without being told: as many as there are nodes, up to three.
+    ensure!(created.contains("replicas 3"), "{created}");
+    Ok(())
+}
+
+fn partitions(cluster: &Cluster) -> Result<Vec<Value>> {
+    let arguments = ["topic", "describe", "orders", "--json"];
+    let topic: Value = serde_json::from_str(&cluster.succeed(&arguments, b"")?)?;
+    Ok(topic["partition_states"]
+        .as_array()
+        .context("none")?
+        .clone())
+}
+
+/// The node that leads partition 0, once one does.
+fn leader(cluster: &Cluster) -> Result<u64> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let states = partitions(cluster)?;
+        if let Some(id) = states
+            .first()
+            .and_then(|state| state["leader"]["id"].as_u64())
+        {
+            return Ok(id);
+        }
+        ensure!(Instant::now() < deadline, "nobody leads: {states:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn leaders_die_and_nothing_acknowledged_is_lost_or_doubled() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::start(dir.path().to_owned())?;
+    create(&cluster, "3")?;
+    produce(&cluster, 0..1000)?;
+    for round in 1..=2 {
+        let dead = leader(&cluster)?;
+        cluster.take(dead)?.kill()?;
+        produce(&cluster, round * 1000..(round + 1) * 1000)?;
+        has_records(&cluster, 0..(round + 1) * 1000)?;
+        cluster.revive(dead)?;
+    }
+    // All end at once, and come back in another order.
+    for node in 1..=Cluster::FIRST {
+        cluster.take(node)?.kill()?;
+    }
+    for node in (1..=Cluster::FIRST).rev() {
+        cluster.spawn(node)?;
+    }
+    produce(&cluster, 3000..4000)?;
+    has_records(&cluster, 0..4000)
+}
+
+#[test]
+fn a_node_joins_takes_partitions_and_another_leaves_for_good() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::start(dir.path().to_owned())?;
+    create(&cluster, "4")?;
+    produce(&cluster, 0..1000)?;
+    cluster.revive(4)?;
+    let reassign = ["cluster", "reassign", "orders", "--partition", "0"];
+    let to = ["--replicas", "4,1,2"];
+    cluster.succeed(&[&reassign[..], &to].concat(), b"")?;
+    produce(&cluster, 1000..2000)?;
+    let moved = &partitions(&cluster)?[0];
+    ensure!(moved["replicas"] == serde_json::json!([4, 1, 2]), "{moved}");
+
+    let left = cluster.succeed(&["cluster", "decommission", "2"], b"")?;
+    ensure!(left.contains("node 2 is out of the cluster"), "{left}");
+    cluster.take(2)?.terminate()?;
+    produce(&cluster, 2000..3000)?;
+    has_records(&cluster, 0..3000)?;
+    for state in partitions(&cluster)? {
+        let replicas = state["replicas"].as_array().context("none")?;
+        ensure!(
+            replicas.len() == 3 && !replicas.contains(&2.into()),
+            "{state}"
+        );
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !cluster
+        .client(&["cluster", "status"], b"")?
+        .status
+        .success()
+    {
+        ensure!(Instant::now() < deadline, "the cluster is not well");
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_voter_that_lost_its_data_is_refused_and_told_what_to_do() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::start(dir.path().to_owned())?;
+    create(&cluster, "1")?;
+    produce(&cluster, 0..100)?;
+    cluster.take(3)?.kill()?;
+    fs::remove_dir_all(cluster.data(3))?;
+    let refused = cluster.revive(3).unwrap_err().to_string();
+    ensure!(
+        refused.contains("known with another data directory")
+            && refused.contains("cluster decommission 3"),
+        "{refused}"
+    );
+    produce(&cluster, 100..200)?;
+    has_records(&cluster, 0..200)
+}
+
+#[test]
+fn without_a_majority_writes_are_refused_and_committed_records_are_read() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::start(dir.path().to_owned())?;
+    create(&cluster, "1")?;
+    produce(&cluster, 0..100)?;
+    has_records(&cluster, 0..100)?;
+    let dead = leader(&cluster)?;
+    let survivor = (1..=Cluster::FIRST).rev().find(|node| *node != dead);
+    let survivor = survivor.context("none")?;
+    for node in (1..=Cluster::FIRST).filter(|node| *node != survivor) {
+        cluster.take(node)?.kill()?;
+    }
+    has_records(&cluster, 0..100)?;
+    let arguments = ["produce", "orders", "--timeout", "3"];
+    let output = cluster.client(&arguments, b"one more\n")?;
+    ensure!(!output.status.success(), "written without a majority");
+    for node in (1..=Cluster::FIRST).filter(|node| *node != survivor) {
+        cluster.spawn(node)?;
+    }
+    produce(&cluster, 100..200)?;
+    Ok(())
+}
