@@ -110,7 +110,7 @@ impl Load {
             replication_factor: Some(plan.replication_factor),
             ..NewTopic::new(TOPIC).partitions(plan.partitions)
         };
-        runtime.block_on(admin.create_topic(topic))?;
+        runtime.block_on(create(&admin, topic))?;
         let shared = Arc::new(Shared {
             history: Mutex::new(History::new(plan.partitions, plan.producers)),
             pulses: Mutex::new(Pulses::new(plan.producers, plan.partitions)),
@@ -248,6 +248,20 @@ impl Load {
         }
         check.finish();
         Ok(count)
+    }
+}
+
+/// Creates the topic: a cluster that is only just up may refuse it at first.
+async fn create(admin: &Admin, topic: NewTopic) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match admin.create_topic(topic.clone()).await {
+            Err(error) if error.is_retryable() && Instant::now() < deadline => {
+                println!("creating the topic: {error}");
+                sleep(Duration::from_millis(500)).await;
+            }
+            created => return Ok(created.map(drop)?),
+        }
     }
 }
 

@@ -172,6 +172,12 @@ impl MetadataImage {
         topic.assignments.get(key.partition.get() as usize)
     }
 
+    /// Whether a partition is assigned, and not to this node. The metadata is on every node, also on those that joined later.
+    pub(crate) fn is_elsewhere(&self, key: PartitionKey, node: NodeId) -> bool {
+        let assignment = self.assignment(key);
+        key != METADATA_KEY && assignment.is_some_and(|assignment| !assignment.holds(node))
+    }
+
     /// Takes in one more record.
     ///
     /// # Errors

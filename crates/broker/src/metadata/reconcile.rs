@@ -108,9 +108,7 @@ impl Reconciler {
     pub(crate) async fn caught_up(&self) {
         self.caught_up.store(true, Ordering::Release);
         for key in self.store.partitions() {
-            let image = self.metadata.image();
-            let assignment = image.assignment(key);
-            if assignment.is_some_and(|assignment| !assignment.holds(self.node)) {
+            if self.metadata.image().is_elsewhere(key, self.node) {
                 self.remove_files(key).await;
             }
         }

@@ -1,13 +1,13 @@
 use std::collections::HashMap;
 
-use quipu_model::{NodeId, TopicConfig, TopicName};
+use quipu_model::{NodeId, PartitionId, PartitionKey, TopicConfig, TopicName};
 use quipu_proto::internal::v1::{
     MetadataRecord, NodeDraining, NodeRegistered, NodeRemoved, PartitionAssignment,
     ProducerIdsReserved, ReassignmentBegun, ReassignmentDone, TopicConfigChanged, TopicCreated,
     TopicDeleted, metadata_record::Record,
 };
 
-use super::{ImageError, MetadataImage};
+use super::{ImageError, METADATA_KEY, MetadataImage};
 
 fn image() -> MetadataImage {
     MetadataImage::empty(&[NodeId::new(1)])
@@ -186,4 +186,19 @@ fn producer_ids_never_go_back() {
         Err(ImageError::ProducerIdsGoBack { .. })
     ));
     assert_eq!(image.next_producer_id, 1000);
+}
+
+#[test]
+fn a_node_that_joined_keeps_the_metadata_and_only_partitions_assigned_to_it() {
+    let mut image = image();
+    image.apply(created("orders", 7, &[])).unwrap();
+    let orders = image.topic(&name("orders")).unwrap().id;
+    let orders = PartitionKey {
+        topic: orders,
+        partition: PartitionId::new(0),
+    };
+    for (key, first, joined) in [(METADATA_KEY, false, false), (orders, false, true)] {
+        assert_eq!(image.is_elsewhere(key, NodeId::new(1)), first);
+        assert_eq!(image.is_elsewhere(key, NodeId::new(4)), joined);
+    }
 }
