@@ -89,6 +89,14 @@ impl Error {
         }
     }
 
+    /// The same failure of something that may have happened at an earlier try.
+    pub(crate) fn left_open(self) -> Self {
+        Self {
+            outcome: Outcome::Indefinite,
+            ..self
+        }
+    }
+
     pub(crate) fn invalid(message: impl fmt::Display) -> Self {
         Self::definite(Reason::InvalidArgument, false, message)
     }

@@ -180,6 +180,28 @@ async fn a_record_that_expires_says_whether_it_may_be_stored_and_blocks_nobody()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_of_the_second_try_says_nothing_of_the_first() {
+    for (refused, retryable) in [
+        (ErrorReason::NotLeader, true),
+        (ErrorReason::UnknownTopic, false),
+    ] {
+        let broker = Broker::start(1, move |n| match n {
+            0 => Fate::LostAfter,
+            _ => Fate::Refused(refused, retryable),
+        });
+        let config = ProducerConfig {
+            delivery_timeout: Duration::from_secs(5),
+            ..small_batches()
+        };
+        let producer = producer(&broker, config).await;
+        let values = values(1);
+        let delivery = send_all(&producer, &values).await.remove(0);
+        assert_eq!(delivery.await.unwrap_err().outcome(), Outcome::Indefinite);
+        assert_eq!(broker.values(0), values, "it is stored");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_never_sent_expires_definitely() {
     let broker = Broker::start(1, |_| Fate::LostBefore);
     let config = ProducerConfig {

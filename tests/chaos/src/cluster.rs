@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -100,10 +100,6 @@ impl Cluster {
 
     pub(crate) fn ids(&self) -> Vec<u8> {
         self.nodes.iter().map(|node| node.id).collect()
-    }
-
-    pub(crate) fn quipu(&self) -> &Path {
-        &self.ground.quipu
     }
 
     /// Starts every node that does not run.

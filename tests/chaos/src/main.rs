@@ -17,6 +17,7 @@ mod proxy;
 mod pulse;
 mod rounds;
 mod shell;
+mod trials;
 
 use std::{
     env,
@@ -33,6 +34,8 @@ use crate::{
     cluster::{Cluster, Ground},
     faults::{Fault, Injector, REPLICAS},
     load::{Load, Plan},
+    rounds::Findings,
+    trials::Loss,
 };
 
 /// Set in the process that has namespaces of its own.
@@ -40,9 +43,22 @@ const INSIDE: &str = "QUIPU_CHAOS_INSIDE";
 /// Debian's place for the library that sets a process's clock.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Rounds of faults under load, and a check of the whole history
+    Rounds,
+    /// The pause of one producer when the leader is killed, stopped or cut off
+    LeaderKill,
+    /// The pause of all producers while every node is ended and started again
+    RollingRestart,
+}
+
 #[derive(Clone, Debug, Parser)]
 #[command(about)]
 struct Args {
+    /// What to do
+    #[arg(value_enum, default_value_t = What::Rounds)]
+    what: What,
     /// Rounds of faults
     #[arg(long, default_value_t = 10)]
     rounds: u16,
@@ -68,6 +84,12 @@ struct Args {
     /// Records a second of each producer
     #[arg(long, default_value_t = 200)]
     rate: u32,
+    /// Trials of leader-kill; times that rolling-restart restarts all nodes
+    #[arg(long, default_value_t = 12)]
+    trials: u32,
+    /// The ways in which leader-kill loses a leader; all if not given
+    #[arg(long, value_delimiter = ',')]
+    losses: Vec<Loss>,
     /// Keep data and logs also where nothing is wrong
     #[arg(long)]
     keep: bool,
@@ -97,7 +119,10 @@ fn start() -> Result<bool> {
     if root && env::var_os(INSIDE).is_none() {
         return enter_namespaces(&quipu);
     }
-    let faults = usable(&args, root)?;
+    let faults = match args.what {
+        What::Rounds => usable(&args, root)?,
+        What::LeaderKill | What::RollingRestart => Vec::new(),
+    };
     let directory = quipu.parent().context("the binary is in a directory")?;
     let scratch = tempfile::Builder::new()
         .prefix("chaos-")
@@ -154,33 +179,60 @@ fn usable(args: &Args, root: bool) -> Result<Vec<Fault>> {
 }
 
 fn run(args: &Args, ground: Ground, faults: &[Fault]) -> Result<bool> {
-    println!("seed {}, faults {faults:?}", args.seed);
+    let isolated = ground.isolated;
     // Moves are more than turns among the same nodes where there is one node more.
     let spare = u8::from(faults.contains(&Fault::Members));
     let mut cluster = Cluster::start(ground, args.nodes, spare)?;
-    let plan = Plan {
-        partitions: args.partitions,
-        replication_factor: REPLICAS as u32,
-        producers: args.producers,
-        rate: args.rate,
-        value_bytes: 40,
-        consume: true,
-        addresses: (0..cluster.nodes.len())
-            .map(|first| cluster.addresses(first))
-            .collect(),
-        patient: false,
+    let mut load = Load::start(plan(args, &cluster))?;
+    let mut findings = match args.what {
+        What::Rounds => run_rounds(args, &mut cluster, &load, faults)?,
+        What::LeaderKill => {
+            let losses = losses(args, isolated);
+            trials::lose_leaders(&mut cluster, &load, &losses, args.trials)?
+        }
+        What::RollingRestart => trials::restart_all(&mut cluster, &load, args.trials)?,
     };
-    let mut load = Load::start(plan)?;
-    let mut injector = Injector::new(args.seed);
-    let seconds = Duration::from_secs_f64(args.seconds_a_round);
-    let mut findings = rounds::run(
-        &mut cluster,
-        &load,
-        faults,
-        args.rounds,
-        seconds,
-        &mut injector,
-    )?;
     rounds::check(&mut cluster, &mut load, &mut findings)?;
     Ok(rounds::report(&load, &findings))
+}
+
+fn run_rounds(
+    args: &Args,
+    cluster: &mut Cluster,
+    load: &Load,
+    faults: &[Fault],
+) -> Result<Findings> {
+    println!("seed {}, faults {faults:?}", args.seed);
+    let mut injector = Injector::new(args.seed);
+    let seconds = Duration::from_secs_f64(args.seconds_a_round);
+    rounds::run(cluster, load, faults, args.rounds, seconds, &mut injector)
+}
+
+fn losses(args: &Args, isolated: bool) -> Vec<Loss> {
+    let asked = match args.losses.is_empty() {
+        true => Loss::value_variants(),
+        false => &args.losses,
+    };
+    let can = |loss: &Loss| isolated || matches!(loss, Loss::Kill | Loss::Stop);
+    let (can, cannot): (Vec<_>, Vec<_>) = asked.iter().partition(|loss| can(loss));
+    for loss in cannot {
+        println!("skipped: {loss:?}, which needs root");
+    }
+    can
+}
+
+fn plan(args: &Args, cluster: &Cluster) -> Plan {
+    let count = cluster.nodes.len();
+    // One producer's pauses are measured in one partition: what others do there would hide them.
+    let alone = args.what == What::LeaderKill;
+    Plan {
+        partitions: if alone { 1 } else { args.partitions },
+        replication_factor: REPLICAS as u32,
+        producers: if alone { 1 } else { args.producers },
+        rate: args.rate,
+        value_bytes: 40,
+        consume: args.what == What::Rounds,
+        addresses: (0..count).map(|first| cluster.addresses(first)).collect(),
+        patient: args.what != What::Rounds,
+    }
 }

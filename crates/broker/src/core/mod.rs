@@ -149,9 +149,14 @@ impl Core {
     /// Why a request that waited on a partition was woken by its end.
     fn stopped_error(&self, topic: &str) -> BrokerError {
         if self.stop.is_cancelled() {
-            BrokerError::shutting_down()
-        } else {
-            BrokerError::unknown_topic(topic)
+            return BrokerError::shutting_down();
+        }
+        match self.topic(topic) {
+            Ok(_) => BrokerError::new(
+                Reason::NotLeader,
+                format!("this partition of {topic} has moved to other nodes: ask its leader"),
+            ),
+            Err(error) => error,
         }
     }
 }

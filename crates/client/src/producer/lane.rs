@@ -71,6 +71,8 @@ struct Entry {
 struct Flight {
     correlation: u64,
     sent_at: Instant,
+    /// An earlier flight was lost on its way, and may have stored the batch: what this one is answered says nothing of that.
+    again: bool,
 }
 
 fn settle(room: &Semaphore, state: &BatchState, reserved: usize, result: BatchResult) {
@@ -138,6 +140,7 @@ impl Lane {
         entry.flight = Some(Flight {
             correlation,
             sent_at: now,
+            again: entry.may_be_stored,
         });
         entry.may_be_stored = true;
         Some(entry.batch.clone())
@@ -220,8 +223,9 @@ impl Lane {
             return;
         };
         let entry = &mut self.queue[at];
-        entry.flight = None;
-        entry.may_be_stored = error.outcome() == Outcome::Indefinite;
+        let again = entry.flight.take().is_some_and(|flight| flight.again);
+        entry.may_be_stored = again || error.outcome() == Outcome::Indefinite;
+        let error = if again { error.left_open() } else { error };
         let out_of_sequence = self.identity.is_some()
             && (error.is(ErrorReason::OutOfOrderSequence) || error.is(ErrorReason::ProducerFenced));
         if out_of_sequence {
