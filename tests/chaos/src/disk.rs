@@ -93,6 +93,9 @@ impl Disk {
             run(&format!("fsfreeze -u {}", word(&self.mount)?))?;
             self.frozen = false;
         }
+        if self.without_power {
+            return Ok(());
+        }
         match fs::remove_file(self.mount.join(FILLER)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
