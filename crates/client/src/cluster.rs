@@ -212,6 +212,8 @@ impl Cluster {
             ))
         })?;
         leader.clone().ok_or_else(|| {
+            // Another node may know: this one may be cut off from those that elected a new leader.
+            self.first.fetch_add(1, Ordering::Relaxed);
             Error::unreachable(format_args!(
                 "partition {partition} of topic {topic:?} has no leader at this moment"
             ))
