@@ -30,7 +30,7 @@ enum Admitted {
     /// Proposed, and nobody wants to know what became of it.
     Unwatched,
     /// In the log since before.
-    InLog { base: Offset },
+    InLog { base: Offset, term: Term },
 }
 
 impl Partition {
@@ -82,13 +82,17 @@ impl Partition {
         let (base, duplicate) = match self.admit(epoch, batch, acks, deadline).await? {
             Admitted::Unwatched => (None, false),
             Admitted::Proposed { outcome, duplicate } => {
-                let outcome = outcome.await.unwrap_or(Err(Loss::Stopped));
+                let outcome = tokio::select! {
+                    biased;
+                    outcome = outcome => outcome.unwrap_or(Err(Loss::Stopped)),
+                    () = self.forsaken() => Err(Loss::Superseded),
+                };
                 let base = outcome.map_err(|loss| self.lost(loss))?;
                 (Some(base), duplicate)
             }
-            Admitted::InLog { base } => {
+            Admitted::InLog { base, term } => {
                 if acks == Acks::All {
-                    self.wait_committed(base).await;
+                    self.wait_committed_in(term, base).await?;
                 }
                 (Some(base), true)
             }
@@ -122,7 +126,7 @@ impl Partition {
         if let Some(numbered) = numbered {
             match self.check(numbered, term)? {
                 Verdict::Due => {}
-                Verdict::InLog(base) => return Ok(Admitted::InLog { base }),
+                Verdict::InLog(base) => return Ok(Admitted::InLog { base, term }),
                 Verdict::InFlight(flight) => {
                     return Ok(Admitted::Proposed {
                         outcome: flight.wait(acks != Acks::All),
@@ -287,11 +291,28 @@ impl Partition {
         })
     }
 
-    /// Waits until a record is committed; for ever, where it never is.
-    async fn wait_committed(&self, offset: Offset) {
-        let mut mark = self.inner().group.watch_high_watermark();
-        // The sender lives as long as this handle.
-        drop(mark.wait_for(|mark| *mark > offset).await);
+    /// Waits until no majority has followed this leader for a while: whoever waits here may find another that does.
+    async fn forsaken(&self) {
+        while !self.running().is_ok_and(|running| running.is_forsaken()) {
+            tokio::time::sleep(LEASE / 2).await;
+        }
+    }
+
+    /// Waits until a record is committed that was in the log in a term that this replica led.
+    async fn wait_committed_in(&self, term: Term, offset: Offset) -> Result<(), AppendError> {
+        let group = &self.inner().group;
+        let mut mark = group.watch_high_watermark();
+        tokio::select! {
+            biased;
+            // The sender lives as long as this handle.
+            _ = mark.wait_for(|mark| *mark > offset) => {}
+            () = self.forsaken() => return Err(self.lost(Loss::Superseded)),
+        }
+        // A later leader votes before it cuts the log: while the vote is the same, so is the record.
+        match group.log.vote() {
+            Some(vote) if vote.term == term => Ok(()),
+            _ => Err(self.lost(Loss::Superseded)),
+        }
     }
 }
 

@@ -285,6 +285,14 @@ impl Partition {
         }
     }
 
+    /// Whether this replica leads and a majority was heard of lately, or sleeps with it: where not, others may have another
+    /// leader by now.
+    pub fn is_followed(&self) -> bool {
+        let asleep = *self.inner.asleep.borrow();
+        self.running()
+            .is_ok_and(|running| running.leading().is_ok() && (asleep || !running.is_forsaken()))
+    }
+
     /// Waits until this replica leads and has applied an entry of its own term: from then on its high watermark covers all
     /// that was ever acknowledged.
     pub async fn wait_leader(&self, timeout: Duration) -> Result<(), AppendError> {

@@ -27,6 +27,9 @@ use crate::{
 /// answers are never so old where a majority is reached.
 const FRESH: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 2);
 
+/// After so long without a majority's answers, the others have replaced a leader that they don't hear.
+const FORSAKEN: Duration = Duration::from_millis(LEASE.as_millis() as u64 * 2);
+
 /// An openraft instance. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Running {
@@ -141,6 +144,16 @@ impl Running {
             let server = self.server.borrow_watched();
             is_sole_voter(server.id, server.membership_config.membership())
         }
+    }
+
+    /// Whether this replica takes itself for the leader, and no majority has answered it for so long that another may lead by
+    /// now.
+    pub(crate) fn is_forsaken(&self) -> bool {
+        let server = self.server.borrow_watched();
+        let answered = self.data.borrow_watched().last_quorum_acked;
+        server.state == ServerState::Leader
+            && answered.is_some_and(|at| at.elapsed() > FORSAKEN)
+            && !is_sole_voter(server.id, server.membership_config.membership())
     }
 
     pub(crate) fn node(&self) -> NodeId {

@@ -58,6 +58,28 @@ async fn a_leader_that_is_cut_off_is_replaced_acknowledges_nothing_and_follows_o
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_at_a_leader_that_is_cut_off_is_sent_elsewhere_long_before_its_time_is_up() {
+    let cluster = Cluster::start().await;
+    cluster.fill(0, 20).await;
+    let (old, leader) = cluster.leader().await;
+    assert!(leader.is_followed());
+    cluster.cut_off(old);
+    let began = Instant::now();
+    let append = |batch| leader.append(batch, Acks::All, LONG);
+    let first = numbered(6, 0, 0, 9);
+    // The second finds the first in flight, as one that is sent again does.
+    let (one, same) = tokio::join!(append(first.clone()), append(first));
+    for error in [one.unwrap_err(), same.unwrap_err()] {
+        let lost = matches!(error, AppendError::LeadershipLost { .. });
+        assert!(lost && error.is_retryable(), "{error:?}");
+    }
+    assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
+    assert!(!leader.is_followed());
+    cluster.heal();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipelining_producers_retries_across_a_failover_land_exactly_once_and_in_order() {
     let cluster = Cluster::start().await;
     cluster.fill(0, 2).await;
