@@ -204,12 +204,11 @@ impl Partition {
         match loss {
             Loss::Refused { leader } => self.not_leader(leader),
             Loss::Superseded => AppendError::LeadershipLost { key: self.key() },
-            Loss::Stopped => match self.inner.store.failure() {
-                Some(failure) => failure.into(),
-                None => AppendError::Fatal(match &*self.inner.replica.read() {
-                    Replica::Failed(reason) => reason.clone(),
-                    _ => "it stopped with the batch in flight".to_owned(),
-                }),
+            Loss::Stopped => match (self.inner.store.failure(), &*self.inner.replica.read()) {
+                (Some(failure), _) => failure.into(),
+                (None, Replica::Failed(reason)) => AppendError::Fatal(reason.clone()),
+                // It was shut down with the batch in flight: its node ends, or the partition moved. The others go on.
+                (None, _) => AppendError::LeadershipLost { key: self.key() },
             },
         }
     }

@@ -41,7 +41,10 @@ use crate::{
 /// Set in the process that has namespaces of its own.
 const INSIDE: &str = "QUIPU_CHAOS_INSIDE";
 /// Debian's place for the library that sets a process's clock.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+fn faketime() -> PathBuf {
+    let arch = env::consts::ARCH;
+    format!("/usr/lib/{arch}-linux-gnu/faketime/libfaketimeMT.so.1").into()
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
@@ -132,7 +135,7 @@ fn start() -> Result<bool> {
         home: scratch.path().to_owned(),
         isolated: root,
         disks: faults.iter().any(|fault| fault.needs_disks()),
-        clock: faults.contains(&Fault::Clock).then(|| FAKETIME.into()),
+        clock: faults.contains(&Fault::Clock).then(faketime),
     };
     let well = run(&args, ground, &faults);
     if args.keep || !matches!(well, Ok(true)) {
@@ -162,7 +165,7 @@ fn usable(args: &Args, root: bool) -> Result<Vec<Fault>> {
     };
     let lacks = |fault: &Fault| match fault {
         fault if fault.needs_root() && !root => Some("root"),
-        Fault::Clock if !std::path::Path::new(FAKETIME).exists() => Some("libfaketime"),
+        Fault::Clock if !faketime().exists() => Some("libfaketime"),
         fault if fault.needs_disks() && !shell::has("xfs_io") => Some("xfsprogs"),
         fault if fault.needs_root() && !shell::has("iptables") => Some("iptables"),
         _ => None,

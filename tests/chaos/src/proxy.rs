@@ -157,7 +157,7 @@ mod tests {
 
     use super::{Mode, Proxies};
 
-    /// The namespace that the test is in anyway takes no rights to enter... but the call itself does: without them, none.
+    /// Entering a namespace takes rights, also the one that the test is in: without them there is nothing to try.
     #[test]
     fn what_passes_is_late() {
         let server = net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -80,6 +80,20 @@ async fn who_waits_at_a_leader_that_is_cut_off_is_sent_elsewhere_long_before_its
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_at_a_replica_that_is_shut_down_is_told_to_try_again() {
+    let cluster = Cluster::start().await;
+    cluster.fill(0, 20).await;
+    let (old, leader) = cluster.leader().await;
+    cluster.cut_off(old);
+    let append = leader.append(numbered(6, 0, 0, 9), Acks::All, LONG);
+    let (appended, ()) = tokio::join!(append, leader.shutdown());
+    let error = appended.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    cluster.heal();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipelining_producers_retries_across_a_failover_land_exactly_once_and_in_order() {
     let cluster = Cluster::start().await;
     cluster.fill(0, 2).await;
