@@ -17,7 +17,10 @@ use quipu_proto::v1::{
     self, DescribeTopicRequest, admin_client::AdminClient, log_client::LogClient,
 };
 use tokio::time::{Instant, sleep, timeout};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     ClientConfig, Outcome,
@@ -30,6 +33,8 @@ const MAX_MESSAGE_BYTES: usize = TopicConfig::MAX_MESSAGE_BYTES_LIMIT as usize +
 
 /// For how long a cluster between two leaders is asked again: longer than any election.
 pub(crate) const ELECTION: Duration = Duration::from_secs(5);
+/// How long a node may take to say who leads, where others can be asked.
+const LOOKUP: Duration = Duration::from_secs(1);
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) const LAST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -212,6 +217,8 @@ impl Cluster {
             ))
         })?;
         leader.clone().ok_or_else(|| {
+            // Another node may know: this one may be cut off from those that elected a new leader.
+            self.first.fetch_add(1, Ordering::Relaxed);
             Error::unreachable(format_args!(
                 "partition {partition} of topic {topic:?} has no leader at this moment"
             ))
@@ -266,9 +273,20 @@ impl Cluster {
         let request = DescribeTopicRequest {
             name: topic.to_owned(),
         };
+        // One that does not answer is not waited for while there are others to ask.
+        let patience = match self.config.brokers.len() {
+            0 | 1 => self.config.request_timeout,
+            _ => self.config.request_timeout.min(LOOKUP),
+        };
         self.call(|channel| {
             let request = request.clone();
-            async move { AdminClient::new(channel).describe_topic(request).await }
+            async move {
+                let mut client = AdminClient::new(channel);
+                let answer = timeout(patience, client.describe_topic(request)).await;
+                answer.unwrap_or_else(|_| {
+                    Err(Status::unavailable(format!("silent for {patience:?}")))
+                })
+            }
         })
         .await
     }

@@ -29,6 +29,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::{
     cluster::{Cluster, Ground},
@@ -122,6 +126,7 @@ fn start() -> Result<bool> {
     if root && env::var_os(INSIDE).is_none() {
         return enter_namespaces(&quipu);
     }
+    end_on_signals()?;
     let faults = match args.what {
         What::Rounds => usable(&args, root)?,
         What::LeaderKill | What::RollingRestart => Vec::new(),
@@ -142,6 +147,23 @@ fn start() -> Result<bool> {
         println!("left for a look: {}", scratch.keep().display());
     }
     well
+}
+
+/// The first process of a namespace ignores signals that it does not handle. With it, all others there end too.
+fn end_on_signals() -> Result<()> {
+    let runtime = Runtime::new()?;
+    let mut terminate = runtime.block_on(async { signal(SignalKind::terminate()) })?;
+    let mut interrupt = runtime.block_on(async { signal(SignalKind::interrupt()) })?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+        std::process::exit(130)
+    });
+    Ok(())
 }
 
 /// Runs this program again where it can build networks and mount file systems that go away with it.

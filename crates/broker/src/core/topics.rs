@@ -139,7 +139,9 @@ impl Core {
         }
         let (leader, epoch) = replica.leader();
         if epoch >= description.leader_epoch {
-            let leader = leader.filter(reached);
+            // One that no majority follows sends nobody to itself.
+            let followed = |leader: &NodeId| *leader != self.node || replica.is_followed();
+            let leader = leader.filter(reached).filter(followed);
             description.leader = leader.and_then(|id| self.book.address_of(id));
             description.leader_epoch = epoch;
         }
