@@ -20,7 +20,7 @@ use super::{
     decide::{changeable, decide},
     records,
 };
-use crate::error::{BrokerError, NodeAddress, Reason};
+use crate::error::{BrokerError, NodeAddress, Outcome, Reason};
 
 /// A topic to be created.
 #[derive(Clone, Debug)]
@@ -214,7 +214,11 @@ impl Controller {
             };
             match tried {
                 // It did not happen: whoever leads by then may make it.
-                Err(error) if error.reason == Reason::NotLeader && Instant::now() < deadline => {
+                Err(error)
+                    if error.reason == Reason::NotLeader
+                        && error.outcome == Outcome::Definite
+                        && Instant::now() < deadline =>
+                {
                     tokio::time::sleep(Self::PAUSE).await;
                 }
                 tried => return tried,
