@@ -113,9 +113,15 @@ pub(crate) async fn run(_: DemoArgs) -> Result<()> {
 }
 
 async fn start_nodes(directory: &Path) -> Result<Vec<DemoNode>> {
-    let loopback = || SocketAddr::from(([127, 0, 0, 1], 0));
-    // Each node must know where the others are before they listen.
-    let free = || TcpListener::bind(loopback()).and_then(|listener| listener.local_addr());
+    let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    // Each node must know where the others are before they listen. Ports below those of outgoing connections, lest one of the
+    // nodes' own takes another's.
+    let free = || {
+        (0..100)
+            .map(|_| loopback(rand::random_range(20_000..32_000)))
+            .find(|address| TcpListener::bind(address).is_ok())
+            .context("no port is free")
+    };
     let voters: Vec<_> = (1..=NODES)
         .map(|id| {
             Ok(NodeAddress {
@@ -128,7 +134,7 @@ async fn start_nodes(directory: &Path) -> Result<Vec<DemoNode>> {
     for voter in &voters {
         let data = directory.join(format!("node-{}", voter.id));
         let listen = voter.address.parse()?;
-        let mut config = BrokerConfig::new(voter.id, data, listen, loopback());
+        let mut config = BrokerConfig::new(voter.id, data, listen, loopback(0));
         config.membership = Membership::Voters(voters.clone());
         nodes.push(DemoNode::start(config).await?);
     }

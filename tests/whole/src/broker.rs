@@ -6,6 +6,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -273,7 +274,19 @@ fn http_status(address: &str, path: &str) -> Result<String> {
     Ok(answer.lines().next().unwrap_or_default().to_owned())
 }
 
-/// An address that nobody listened on a moment ago.
+/// An address that nobody listened on a moment ago. Its port is below those that the system gives to outgoing connections, of
+/// which a cluster makes many: one of them could have it by the time that a broker listens.
 pub(crate) fn free_address() -> Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+    const PORTS: std::ops::Range<u32> = 20_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in PORTS {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let place = std::process::id().wrapping_mul(101).wrapping_add(next);
+        let port = PORTS.start + place % (PORTS.end - PORTS.start);
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no port of {PORTS:?} is free")
 }

@@ -45,10 +45,19 @@ async fn a_replica_without_founders_learns_catches_up_and_becomes_a_voter() {
     assert_eq!(fourth.members().borrow().voters, nodes(&[1, 2, 3]));
     let known = until_led(&fourth, |l| l.leader == Some(leading)).await;
     assert!(!known.ready && known.epoch == leader.leader().1);
-    let progress = leader.progress();
-    assert_eq!(progress.len(), 3);
-    let of_fourth = progress.iter().find(|p| p.node == node(4)).unwrap();
-    assert!(of_fourth.matched.is_some() && of_fourth.matched <= of_fourth.last);
+    // The leader hears of it a little later than the learner has it.
+    let matched = async {
+        loop {
+            let progress = leader.progress();
+            assert_eq!(progress.len(), 3);
+            let of_fourth = progress.iter().find(|p| p.node == node(4)).unwrap();
+            if of_fourth.matched.is_some() {
+                return of_fourth.matched <= of_fourth.last;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(LONG, matched).await.unwrap());
     assert!(fourth.progress().is_empty());
 
     let all = [1, 2, 3, 4].map(node);
