@@ -48,8 +48,10 @@ impl Mutant {
     /// The invariants of which one must catch it first.
     pub(crate) fn caught_by(self) -> &'static [&'static str] {
         match self {
+            // Votes are lost with the rest: a node may then vote twice in a term.
             Self::LosesSyncs | Self::ForgetsItsDisk => &[
                 "acknowledged",
+                "one-leader",
                 "unchanged",
                 "high-watermark",
                 "recovery",
