@@ -119,7 +119,7 @@ impl Steward {
         let finish = FinishReassignment {
             topic_id: key.topic.as_bytes().to_vec().into(),
             partition: key.partition.get(),
-            replicas: wanted_in_order(assignment),
+            replicas: assignment.replicas.iter().map(|node| node.get()).collect(),
         };
         let controller = self.core.controller()?;
         controller
@@ -167,8 +167,4 @@ impl Steward {
             }
         }
     }
-}
-
-fn wanted_in_order(assignment: &Assignment) -> Vec<u64> {
-    assignment.replicas.iter().map(|node| node.get()).collect()
 }

@@ -21,7 +21,8 @@ pub(crate) struct Fetch<'a> {
     pub(crate) topic: &'a str,
     pub(crate) partition: PartitionId,
     pub(crate) offset: Offset,
-    /// Most bytes of batches; a larger number is lowered to [`Fetch::MOST_BYTES`] and to what memory allows. One batch comes whatever its size.
+    /// Most bytes of batches; a larger number is lowered to [`Fetch::MOST_BYTES`] and to what memory allows. One batch comes
+    /// whatever its size.
     pub(crate) max_bytes: usize,
     /// Bytes to wait for.
     pub(crate) min_bytes: usize,
@@ -258,8 +259,7 @@ async fn read_below(
             next_offset: from,
         });
     }
-    let leadership = *partition.leadership().borrow();
-    if from > high_watermark && !leadership.ready {
+    if from > high_watermark && !partition.leadership().borrow().ready {
         return Err(BrokerError::new(
             Reason::NotLeader,
             format!(
