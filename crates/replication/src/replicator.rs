@@ -79,6 +79,15 @@ impl Replicator {
         tokio::spawn(Arc::clone(&self.groups).wake_led_by(node));
     }
 
+    /// To be told of every node whose process is known to have ended: its groups need not wait for it in vain. Whom it led is
+    /// awake or asleep, and elects at once where a majority was told the same.
+    ///
+    /// Must be called within a runtime.
+    pub fn node_gone(&self, node: NodeId) {
+        self.groups.note_lost(node);
+        tokio::spawn(Arc::clone(&self.groups).replace_leaders_on(node));
+    }
+
     /// Adds what all replicas of this node count to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register(

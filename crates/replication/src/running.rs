@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use futures::FutureExt;
 use openraft::{
     Instant, ServerState, TokioInstant,
-    alias::WatchReceiverOf,
+    alias::{VoteOf, WatchReceiverOf},
     async_runtime::watch::WatchReceiver as _,
     metrics::{RaftDataMetrics, RaftServerMetrics},
     raft::linearizable_read::LinearizerOption,
@@ -78,6 +78,10 @@ impl Running {
             epoch: Term::new(vote.term).leader_epoch(),
             ready: leads && followed.is_some() && applied.get() == vote.term,
         }
+    }
+
+    pub(crate) fn vote(&self) -> VoteOf<Types> {
+        self.server.borrow_watched().vote
     }
 
     pub(crate) fn members(&self) -> Members {

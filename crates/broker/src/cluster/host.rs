@@ -99,6 +99,10 @@ impl Host for NodeHost {
         }
     }
 
+    fn peer_gone(&self, node: NodeId) {
+        self.replicator.node_gone(node);
+    }
+
     fn refused(&self, by: NodeId, reason: &str) {
         self.refusal
             .send_replace(Some(format!("node {by} refuses this one: {reason}")));

@@ -146,6 +146,16 @@ impl Core {
         })
     }
 
+    /// Why a reader that waits for new records waits in vain: this node takes itself for the leader, and no majority follows it.
+    fn led_by_nobody(&self, partition: &Partition) -> Option<BrokerError> {
+        (partition.is_leader() && !partition.is_followed()).then(|| {
+            self.append_error(AppendError::NotLeader {
+                key: partition.key(),
+                leader: None,
+            })
+        })
+    }
+
     /// Why a request that waited on a partition was woken by its end.
     fn stopped_error(&self, topic: &str) -> BrokerError {
         if self.stop.is_cancelled() {

@@ -65,6 +65,8 @@ pub(crate) trait Host: Debug + Send + Sync + 'static {
     /// Whether this node's link to another stands, both lanes of it. Called when that changes, with a lock held: it must not
     /// call the links.
     fn peer_up(&self, node: NodeId, up: bool);
+    /// Another node's process has ended: it was linked to, and now nobody listens at its address.
+    fn peer_gone(&self, node: NodeId);
     /// Another node does not want to speak with this one.
     fn refused(&self, by: NodeId, reason: &str);
 }

@@ -168,6 +168,27 @@ async fn a_linked_node_hears_which_groups_are_led_now_and_later() {
     links.shutdown().await;
 }
 
+#[tokio::test]
+async fn a_node_where_nobody_listens_any_more_is_told_to_be_gone_once_each_time() {
+    let (one, two) = (TestHost::new(1), TestHost::new(2));
+    let (address, mut stop) = listen(&two, None).await;
+    let links = links(&one, address);
+    let mut gone = one.gone.subscribe();
+    for count in 1..=2 {
+        one.sees(2, true).await;
+        assert_eq!(gone.borrow().len(), count - 1, "it lives");
+        stop.cancel();
+        let told = gone.wait_for(|gone| gone.len() == count);
+        let told = tokio::time::timeout(LONG, told).await.unwrap().unwrap();
+        assert_eq!(told.last(), Some(&TWO));
+        drop(told);
+        // It is dialled again and again, and refuses.
+        assert!(refusal(&links).await.contains("refused"));
+        (_, stop) = listen(&two, Some(address)).await;
+    }
+    links.shutdown().await;
+}
+
 type Script = fn(Requests) -> Result<Option<Answers>, Status>;
 
 /// Node 2, which says hello and then what a test wants.

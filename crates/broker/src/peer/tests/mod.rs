@@ -61,6 +61,7 @@ struct TestHost {
     partition: Mutex<Option<Partition>>,
     leads: AtomicBool,
     up: watch::Sender<HashMap<NodeId, bool>>,
+    gone: watch::Sender<Vec<NodeId>>,
     heard: watch::Sender<Vec<(NodeId, LedGroups)>>,
 }
 
@@ -77,6 +78,7 @@ impl TestHost {
             partition: Mutex::default(),
             leads: AtomicBool::new(false),
             up: watch::Sender::default(),
+            gone: watch::Sender::default(),
             heard: watch::Sender::default(),
         })
     }
@@ -119,6 +121,10 @@ impl Host for TestHost {
         self.up.send_modify(|seen| {
             assert_ne!(seen.insert(node, up), Some(up), "told twice");
         });
+    }
+
+    fn peer_gone(&self, node: NodeId) {
+        self.gone.send_modify(|gone| gone.push(node));
     }
 
     fn refused(&self, _: NodeId, _: &str) {}
