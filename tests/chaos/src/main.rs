@@ -91,8 +91,8 @@ struct Args {
     /// Records a second of each producer
     #[arg(long, default_value_t = 200)]
     rate: u32,
-    /// Trials of leader-kill; times that rolling-restart restarts all nodes
-    #[arg(long, default_value_t = 12)]
+    /// Trials of leader-kill in each way; times that rolling-restart restarts all nodes
+    #[arg(long, default_value_t = 3)]
     trials: u32,
     /// The ways in which leader-kill loses a leader; all if not given
     #[arg(long, value_delimiter = ',')]
