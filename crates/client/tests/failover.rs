@@ -14,8 +14,8 @@ use std::{
 use fake::{Broker, Fate, TOPIC};
 use futures::StreamExt;
 use quipu_client::{
-    Assignment, Client, ConsumerConfig, Delivery, End, ErrorReason, Producer, ProducerConfig,
-    Record, Start,
+    Assignment, Client, ConsumerConfig, Delivery, End, ErrorReason, Outcome, Producer,
+    ProducerConfig, Record, Start,
 };
 use tokio::time::Instant;
 
@@ -157,4 +157,33 @@ async fn a_consumer_whose_stream_is_not_opened_goes_to_the_newer_leader() {
         let record = consumer.next().await.unwrap().unwrap();
         assert_eq!(record.value.unwrap(), value.as_bytes());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expired_unanswered_is_refused_when_it_comes_after_all() {
+    let broker = Broker::start(1, |n| match n {
+        1 => Fate::Late,
+        _ => Fate::Served,
+    });
+    let config = ProducerConfig {
+        delivery_timeout: Duration::from_secs(5),
+        linger: Duration::ZERO,
+        ..ProducerConfig::default()
+    };
+    let producer = broker.client().producer(config).await.unwrap();
+    let values = values(10);
+    send_all(&producer, &values[..1])
+        .await
+        .remove(0)
+        .await
+        .unwrap();
+    let lost = send_all(&producer, &values[1..2]).await.remove(0).await;
+    assert_eq!(lost.unwrap_err().outcome(), Outcome::Indefinite);
+    for delivery in send_all(&producer, &values[2..]).await {
+        delivery.await.unwrap();
+    }
+    assert_eq!(broker.store_late(), [Some(ErrorReason::ProducerFenced)]);
+    let mut stored = values;
+    stored.remove(1);
+    assert_eq!(broker.values(0), stored);
 }

@@ -59,6 +59,8 @@ pub(super) struct Lane {
     identity: Option<Identity>,
     next_sequence: Sequence,
     sequence_lost: bool,
+    /// Another producer goes by the identity's id.
+    fenced: bool,
     queue: VecDeque<Entry>,
     attempt: u32,
     last_error: Option<Error>,
@@ -113,6 +115,7 @@ impl Lane {
             identity,
             next_sequence: Sequence::new(0),
             sequence_lost: false,
+            fenced: false,
             queue: VecDeque::new(),
             attempt: 0,
             last_error: None,
@@ -257,6 +260,7 @@ impl Lane {
         if out_of_sequence {
             // Behind a failed batch that is to be expected; of the first one it says that the broker awaits another.
             self.sequence_lost |= at == 0;
+            self.fenced |= at == 0 && error.is(ErrorReason::ProducerFenced);
         } else if !error.is_retryable() {
             if error.is_stale_metadata() {
                 accumulator.forget_topic(&self.partition);
@@ -371,10 +375,20 @@ impl Lane {
         }
     }
 
+    /// Begins the next epoch of the identity, where its sequence was lost and it has one. Other than under another id, what the
+    /// broker may still find of the epoch before is refused: in the socket of a node that was stopped, say.
+    pub(super) fn begin_epoch(&mut self) {
+        let own = self.identity.filter(|_| self.sequence_lost && !self.fenced);
+        if let Some(next) = own.and_then(Identity::next_epoch) {
+            self.identify(next);
+        }
+    }
+
     /// Goes on as another producer: whatever is still queued is known not to be stored, and is numbered anew.
     pub(super) fn identify(&mut self, identity: Identity) {
         self.identity = Some(identity);
         self.sequence_lost = false;
+        self.fenced = false;
         self.next_sequence = Sequence::new(0);
         for entry in &mut self.queue {
             let records = entry.batch.header().record_count;

@@ -369,6 +369,7 @@ impl Sender {
         };
         let cluster = Arc::clone(&self.cluster);
         let events = self.events.clone();
+        lane.begin_epoch();
         if lane.needs_identity() {
             lane.phase = Phase::Identifying;
             tokio::spawn(async move {

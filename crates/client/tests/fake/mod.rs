@@ -62,6 +62,8 @@ pub enum Fate {
     Swallowed,
     /// It is stored, and never answered.
     Unanswered,
+    /// It is never answered, and stored when the test says so.
+    Late,
 }
 
 type Script = Box<dyn FnMut(u64) -> Fate + Send>;
@@ -74,6 +76,7 @@ pub struct Broker {
     leader: Mutex<(&'static str, i32)>,
     /// It answers nothing but what its script says.
     silent: AtomicBool,
+    late: Mutex<Vec<ProduceRequest>>,
     requests: AtomicU64,
     down: AtomicBool,
     end: Arc<watch::Sender<u64>>,
@@ -97,6 +100,7 @@ struct Partition {
 
 #[derive(Default)]
 struct Producer {
+    epoch: i16,
     next: i32,
     /// Base sequence and offset of the last five batches.
     last: VecDeque<(i32, u64)>,
@@ -135,6 +139,7 @@ impl Broker {
             script: Mutex::new(script),
             leader: Mutex::new(("fake:9093", 1)),
             silent: AtomicBool::new(false),
+            late: Mutex::default(),
             requests: AtomicU64::new(0),
             down: AtomicBool::new(false),
             end,
@@ -176,6 +181,15 @@ impl Broker {
     /// From now on it answers nothing but what its script says.
     pub fn fall_silent(&self) {
         self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Stores what comes late; why that was refused, where it was.
+    pub fn store_late(&self) -> Vec<Option<ErrorReason>> {
+        let late = std::mem::take(&mut *self.late.lock());
+        let answers = late.iter().map(|request| self.append(request));
+        answers
+            .map(|answer| answer.error.map(|error| error.reason()))
+            .collect()
     }
 
     async fn speak(&self) {
@@ -277,6 +291,10 @@ impl Broker {
                 None
             }
             Fate::Swallowed => Some(None),
+            Fate::Late => {
+                self.late.lock().push(request);
+                Some(None)
+            }
             Fate::Unanswered => {
                 self.append(&request);
                 Some(None)
@@ -308,6 +326,16 @@ impl Partition {
         let header = *batch.header();
         if header.producer_id != ProducerId::NONE {
             let producer = self.producers.entry(header.producer_id.get()).or_default();
+            let epoch = header.producer_epoch.get();
+            if epoch < producer.epoch {
+                return Err(ErrorReason::ProducerFenced);
+            }
+            if epoch > producer.epoch {
+                *producer = Producer {
+                    epoch,
+                    ..Producer::default()
+                };
+            }
             let sequence = header.base_sequence.get();
             if let Some((_, base)) = producer.last.iter().find(|(s, _)| *s == sequence) {
                 return Ok((*base, true));
