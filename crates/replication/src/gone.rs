@@ -18,8 +18,9 @@ use crate::{
 
 /// How much later than the first another follower may learn that its leader ended.
 const OTHERS_LEARN: Duration = Duration::from_millis(100);
-/// How long each follower leaves the others behind it to wait: longer than an election takes, with two writes to disks.
-const TURN: Duration = Duration::from_millis(200);
+/// How long each follower leaves the others behind it to wait: longer than an election takes, with two writes to busy disks. Who
+/// stands into another's election costs the group a third one, and that another timeout.
+const TURN: Duration = Duration::from_millis(400);
 
 impl Groups {
     /// Replaces the leaders on a node whose process has ended.
