@@ -26,7 +26,7 @@ use crate::{
     metadata::{METADATA_KEY, Metadata},
     metrics::Metrics,
     partitions::PartitionTable,
-    peer::PeerLinks,
+    peer::{self, PeerLinks},
     startup::{Place, StartError, Startup},
 };
 
@@ -80,7 +80,7 @@ impl Broker {
         let mut registry = Registry::with_prefix("quipu");
         store.register_metrics(&mut registry);
         let metrics = Metrics::new(&mut registry);
-        let links = PeerLinks::new(config.node_id);
+        let links = PeerLinks::new(config.node_id, peer::lane_bytes(config.memory_bytes));
         let transport: Arc<dyn Transport> = Arc::clone(&links) as _;
         let replicator = Replicator::new(config.node_id, Arc::clone(&store), transport);
         replicator.register_metrics(&mut registry);
@@ -120,7 +120,7 @@ impl Broker {
         let http_stop = CancellationToken::new();
         let broker = Self {
             servers: vec![
-                spawn_grpc(&core, &host, grpc_listener, config.max_connections),
+                spawn_grpc(&core, &host, grpc_listener, &config),
                 spawn_http(&core, http_listener, registry, http_stop.clone()),
             ],
             core: Arc::clone(&core),
@@ -301,13 +301,14 @@ fn spawn_grpc(
     core: &Arc<Core>,
     host: &Arc<NodeHost>,
     listener: TcpListener,
-    max_connections: usize,
+    config: &BrokerConfig,
 ) -> JoinHandle<()> {
     let server = grpc::Server {
         core: Arc::clone(core),
         host: Arc::clone(host),
         listener,
-        max_connections,
+        max_connections: config.max_connections,
+        lane_bytes: peer::lane_bytes(config.memory_bytes),
     };
     tokio::spawn(async move {
         if let Err(error) = grpc::serve(server).await {

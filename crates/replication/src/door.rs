@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::pending;
 use openraft::errors::ClientWriteError;
 use quipu_model::{LeaderEpoch, NodeId, Offset, RecordBatch, Term};
 use quipu_storage::{Reservation, ReserveError};
@@ -293,6 +294,10 @@ impl Partition {
 
     /// Waits until no majority has followed this leader for a while: whoever waits here may find another that does.
     async fn forsaken(&self) {
+        if self.running().is_ok_and(|running| running.votes_alone()) {
+            // It waits for its own disk only.
+            return pending().await;
+        }
         while !self.running().is_ok_and(|running| running.is_forsaken()) {
             tokio::time::sleep(LEASE / 2).await;
         }

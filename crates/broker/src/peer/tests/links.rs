@@ -26,13 +26,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{LONG, PeerLinks, TestHost, batch, key, listen};
+use super::{LANE_BYTES, LONG, PeerLinks, TestHost, batch, key, listen};
 
 const TWO: NodeId = NodeId::new(2);
 
 /// Links of node 1, to node 2 at `address`.
 fn links(host: &Arc<TestHost>, address: SocketAddr) -> Arc<PeerLinks> {
-    let links = PeerLinks::new(NodeId::new(1));
+    let links = PeerLinks::new(NodeId::new(1), LANE_BYTES);
     links.set_peers(HashMap::from([(TWO, address.to_string())]));
     links.start(Arc::clone(host) as _);
     links

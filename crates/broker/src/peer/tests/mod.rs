@@ -30,7 +30,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Host, Identity, PeerLinks, service};
+use super::{Host, Identity, LANE_BYTES, PeerLinks, service};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -130,7 +130,7 @@ async fn listen(host: &Arc<TestHost>, at: Option<SocketAddr>) -> (SocketAddr, Ca
     let listener = TcpListener::bind(at).await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let service = service(Arc::clone(host) as _, stop.clone());
+    let service = service(Arc::clone(host) as _, stop.clone(), LANE_BYTES);
     let incoming = futures::stream::unfold(listener, |listener| async {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
         Some((accepted, listener))
@@ -169,7 +169,7 @@ impl Node {
         let (address, stop) = listen(&host, None).await;
         Self {
             id: NodeId::new(node),
-            links: PeerLinks::new(NodeId::new(node)),
+            links: PeerLinks::new(NodeId::new(node), LANE_BYTES),
             store: Arc::new(store),
             host,
             address,
