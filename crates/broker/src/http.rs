@@ -89,6 +89,8 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> TextReply {
         Some("shutting down".to_owned())
     } else if let Some(failure) = core.store.failure() {
         Some(failure.to_string())
+    } else if *core.removed.borrow() {
+        Some("the node was removed from the cluster: it may be shut down".to_owned())
     } else if core.metadata_leader().is_none() {
         Some("the metadata partition has no known leader".to_owned())
     } else if !*core.ready.borrow() {

@@ -23,9 +23,9 @@ use crate::{
     error::NodeFailure,
     grpc, http,
     memory::MemoryBudget,
-    metadata::{METADATA_KEY, Metadata},
+    metadata::Metadata,
     metrics::Metrics,
-    partitions::PartitionTable,
+    partitions::{PartitionTable, stop_partitions},
     peer::{self, PeerLinks},
     startup::{Place, StartError, Startup},
 };
@@ -88,6 +88,7 @@ impl Broker {
         let book = AddressBook::new(config.node_id, &place.voters, Arc::clone(&metadata));
         let book = Arc::new(book);
         let linked = watch::Sender::default();
+        let stop = CancellationToken::new();
         let core = Arc::new(Core {
             node: config.node_id,
             store,
@@ -102,7 +103,9 @@ impl Broker {
             metrics,
             produce_memory: MemoryBudget::new(config.memory_bytes / 2),
             fetch_memory: MemoryBudget::new(config.memory_bytes / 2),
-            stop: CancellationToken::new(),
+            removed: watch::Sender::new(false),
+            serving: stop.child_token(),
+            stop,
         });
         let host = Arc::new(NodeHost {
             node: config.node_id,
@@ -343,18 +346,4 @@ async fn hand_over(table: &PartitionTable, patience: Duration) {
         }
     });
     futures::future::join_all(handing).await;
-}
-
-/// Stops all partitions, the metadata's last.
-async fn stop_partitions(table: &PartitionTable) {
-    let topics = table.snapshot();
-    let running = |metadata: bool| {
-        topics
-            .values()
-            .filter(move |topic| (topic.topic.id == METADATA_KEY.topic) == metadata)
-            .flat_map(|topic| topic.running())
-            .map(|running| running.partition.shutdown())
-    };
-    futures::future::join_all(running(false)).await;
-    futures::future::join_all(running(true)).await;
 }

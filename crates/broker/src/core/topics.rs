@@ -61,11 +61,12 @@ impl Core {
     /// All topics, by name.
     ///
     /// # Errors
-    /// Where the node belongs to no cluster yet.
+    /// Where the node belongs to no cluster yet, or no longer.
     pub(crate) fn list_topics(
         &self,
         include_internal: bool,
     ) -> Result<Vec<Arc<Topic>>, BrokerError> {
+        self.check_member()?;
         let image = self.metadata.image();
         if image.cluster_id.is_none() {
             return Err(starting());

@@ -19,6 +19,7 @@ mod tests;
 
 use std::{error::Error, fmt::Debug};
 
+use futures::future::BoxFuture;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
 use quipu_proto::peer::v1::{Request, request::Kind};
 use quipu_replication::Partition;
@@ -71,6 +72,8 @@ pub(crate) trait Host: Debug + Send + Sync + 'static {
     /// Whether this node's link to another stands, both lanes of it. Called when that changes, with a lock held: it must not
     /// call the links.
     fn peer_up(&self, node: NodeId, up: bool);
+    /// Waits until a node is no longer to be spoken with; why.
+    fn removal_of(&self, node: NodeId) -> BoxFuture<'static, String>;
     /// Another node does not want to speak with this one.
     fn refused(&self, by: NodeId, reason: &str);
 }

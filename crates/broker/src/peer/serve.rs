@@ -100,8 +100,9 @@ impl PeerService {
             hello: Some(greet(&own, peer.node)),
             ..Answers::default()
         };
+        let removal = self.host.removal_of(peer.node);
         let caller = Caller::new(peer.node, self.host, self.lane_bytes);
-        let reading = tokio::spawn(read(Arc::clone(&caller), messages));
+        let reading = tokio::spawn(read(Arc::clone(&caller), messages, removal));
         let stream = Answering {
             hello: Some(hello),
             caller,
@@ -168,8 +169,17 @@ impl Drop for Answering {
 }
 
 /// Takes requests until the caller ends the stream, or must be cut.
-async fn read(caller: Arc<Caller>, mut messages: Messages) {
-    let status = loop {
+async fn read(caller: Arc<Caller>, messages: Messages, removal: BoxFuture<'static, String>) {
+    let status = tokio::select! {
+        status = take(&caller, messages) => status,
+        reason = removal => Status::permission_denied(reason),
+    };
+    tracing::debug!(node = %caller.from, %status, "a node's link ended");
+    caller.end(status);
+}
+
+async fn take(caller: &Arc<Caller>, mut messages: Messages) -> Status {
+    loop {
         if timeout(ROOM_TIMEOUT, caller.room()).await.is_err() {
             break Status::resource_exhausted(format!(
                 "requests are not answered within {ROOM_TIMEOUT:?}, and there is no memory for more"
@@ -184,7 +194,5 @@ async fn read(caller: Arc<Caller>, mut messages: Messages) {
             Ok(None) => break Status::ok(""),
             Err(error) => break Status::invalid_argument(error.to_string()),
         }
-    };
-    tracing::debug!(node = %caller.from, %status, "a node's link ended");
-    caller.end(status);
+    }
 }

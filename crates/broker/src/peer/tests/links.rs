@@ -84,6 +84,26 @@ fn request(entries: usize, bytes: usize) -> AppendRequest {
 type Wrong = fn(&TestHost, &TestHost);
 
 #[tokio::test]
+async fn a_node_that_is_removed_is_cut_and_told_so() {
+    let (caller, host) = (TestHost::new(1), TestHost::new(2));
+    let (address, stop) = listen(&host, None).await;
+    let links = links(&caller, address);
+    caller.sees(2, true).await;
+    host.removed
+        .send_modify(|removed| removed.extend([NodeId::new(1)]));
+    caller.sees(2, false).await;
+    let mut refusals = caller.refusals.subscribe();
+    let refused = refusals
+        .wait_for(|refusals| !refusals.is_empty())
+        .await
+        .unwrap()[0]
+        .clone();
+    assert_eq!(refused, (TWO, "node 1 was removed".to_owned()));
+    links.shutdown().await;
+    stop.cancel();
+}
+
+#[tokio::test]
 async fn nodes_that_do_not_belong_together_are_not_linked() {
     let wrong: [(Wrong, &str); 5] = [
         (

@@ -7,7 +7,7 @@ mod queue;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc,
@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quipu_model::{
     LeaderEpoch, NodeId, PartitionId, PartitionKey, RecordBatch, TimestampMs, TopicConfig, TopicId,
@@ -62,6 +63,9 @@ struct TestHost {
     leads: AtomicBool,
     up: watch::Sender<HashMap<NodeId, bool>>,
     heard: watch::Sender<Vec<(NodeId, LedGroups)>>,
+    removed: watch::Sender<HashSet<NodeId>>,
+    /// Why others refuse it.
+    refusals: watch::Sender<Vec<(NodeId, String)>>,
 }
 
 impl TestHost {
@@ -78,6 +82,8 @@ impl TestHost {
             leads: AtomicBool::new(false),
             up: watch::Sender::default(),
             heard: watch::Sender::default(),
+            removed: watch::Sender::default(),
+            refusals: watch::Sender::default(),
         })
     }
 
@@ -94,6 +100,9 @@ impl Host for TestHost {
         *self.identity.lock()
     }
     fn admit(&self, peer: &Identity) -> Result<(), String> {
+        if self.removed.borrow().contains(&peer.node) {
+            return Err(format!("node {} was removed", peer.node));
+        }
         let mut known = self.known.lock();
         let directory = known.entry(peer.node).or_insert(peer.directory_id);
         if *directory == peer.directory_id {
@@ -121,7 +130,21 @@ impl Host for TestHost {
         });
     }
 
-    fn refused(&self, _: NodeId, _: &str) {}
+    fn removal_of(&self, node: NodeId) -> BoxFuture<'static, String> {
+        let mut removed = self.removed.subscribe();
+        Box::pin(async move {
+            removed
+                .wait_for(|removed| removed.contains(&node))
+                .await
+                .unwrap();
+            format!("node {node} was removed")
+        })
+    }
+
+    fn refused(&self, by: NodeId, reason: &str) {
+        self.refusals
+            .send_modify(|refusals| refusals.push((by, reason.to_owned())));
+    }
 }
 
 /// Serves a node's end of the others' links.
