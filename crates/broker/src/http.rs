@@ -55,6 +55,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> TextReply {
     let running = topics.values().flat_map(|topic| topic.running());
     core.metrics
         .count_partitions(running.map(|running| &running.partition));
+    core.standing.look(core);
     let mut body = String::new();
     match text::encode(&mut body, &shared.registry.lock()) {
         Ok(()) => reply(

@@ -27,6 +27,7 @@ use crate::{
     metrics::Metrics,
     partitions::{PartitionTable, stop_partitions},
     peer::{self, PeerLinks},
+    standing::Standing,
     startup::{Place, StartError, Startup},
 };
 
@@ -80,6 +81,7 @@ impl Broker {
         let mut registry = Registry::with_prefix("quipu");
         store.register_metrics(&mut registry);
         let metrics = Metrics::new(&mut registry);
+        let standing = Standing::new(&mut registry);
         let links = PeerLinks::new(config.node_id, peer::lane_bytes(config.memory_bytes));
         let transport: Arc<dyn Transport> = Arc::clone(&links) as _;
         let replicator = Replicator::new(config.node_id, Arc::clone(&store), transport);
@@ -100,7 +102,9 @@ impl Broker {
             linked: linked.subscribe(),
             controller: OnceLock::new(),
             ready: watch::Sender::new(false),
+            replicator: replicator.clone(),
             metrics,
+            standing,
             produce_memory: MemoryBudget::new(config.memory_bytes / 2),
             fetch_memory: MemoryBudget::new(config.memory_bytes / 2),
             removed: watch::Sender::new(false),

@@ -217,6 +217,7 @@ impl Startup {
             links: Arc::clone(&self.links),
             leaders: Arc::clone(&core.leaders),
             steward: Arc::clone(wake),
+            leaderships: core.standing.leaderships.clone(),
         };
         Arc::new(Reconciler {
             node: core.node,

@@ -271,7 +271,12 @@ impl Partition {
                     tokio::time::sleep(ROOM_PAUSE).await;
                 }
                 Err(ReserveError::Failed(failure)) => return Err(failure.into()),
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if let ReserveError::DiskFull { .. } = error {
+                        self.inner().metrics.note_no_room(&error);
+                    }
+                    return Err(error.into());
+                }
             }
         }
     }

@@ -39,13 +39,15 @@ impl Registration {
     ) -> Result<Offset, BrokerError> {
         let mut pause = Self::FIRST_PAUSE;
         loop {
-            let tried = if controller.knows_leader() {
-                let changed = controller
-                    .change(Change::RegisterNode(self.node.clone()))
-                    .await;
-                changed.map(|changed| changed.offset)
-            } else {
-                self.ask_seeds(metadata).await
+            let mut tried = Err(no_leader());
+            if controller.knows_leader() {
+                let register = Change::RegisterNode(self.node.clone());
+                tried = controller.change(register).await;
+            }
+            // Who it takes for the leader may have been one long ago.
+            let tried = match tried {
+                Err(error) if error.reason.is_retryable() => self.ask_seeds(metadata, error).await,
+                tried => tried.map(|changed| changed.offset),
             };
             match tried {
                 Err(error) if error.reason.is_retryable() => {
@@ -60,15 +62,17 @@ impl Registration {
 
     /// Whether the cluster says that this node was removed from it.
     pub(crate) async fn finds_removal(&self, metadata: &Metadata) -> bool {
-        let asked = self.ask_seeds(metadata).await;
+        let asked = self.ask_seeds(metadata, no_leader()).await;
         asked.is_err_and(|error| error.reason == Reason::NodeRemoved)
     }
 
-    async fn ask_seeds(&self, metadata: &Metadata) -> Result<Offset, BrokerError> {
-        let mut last = BrokerError::new(
-            Reason::NotLeader,
-            "the leader of the cluster's metadata is not known yet",
-        );
+    /// # Errors
+    /// The last one, `last` where there is nobody to ask.
+    async fn ask_seeds(
+        &self,
+        metadata: &Metadata,
+        mut last: BrokerError,
+    ) -> Result<Offset, BrokerError> {
         let cluster_id = metadata.image().cluster_id;
         let mut seeds: BTreeSet<_> = self.book.others().into_values().collect();
         seeds.extend(self.seeds.iter().cloned());
@@ -94,6 +98,13 @@ impl Registration {
         }
         Err(last)
     }
+}
+
+fn no_leader() -> BrokerError {
+    BrokerError::new(
+        Reason::NotLeader,
+        "the leader of the cluster's metadata is not known yet",
+    )
 }
 
 /// The metadata's group, as its leader sees to it.

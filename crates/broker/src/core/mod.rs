@@ -11,7 +11,7 @@ use std::{
 };
 
 use quipu_model::{NodeId, PartitionId, PartitionKey, TopicId};
-use quipu_replication::{AppendError, Partition};
+use quipu_replication::{AppendError, Partition, Replicator};
 use quipu_storage::{Store, io::Clock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ use crate::{
     metadata::{Controller, Metadata},
     metrics::Metrics,
     partitions::{PartitionTable, Running, TopicPartitions},
+    standing::Standing,
 };
 
 /// Everything that serving a request needs.
@@ -46,7 +47,9 @@ pub(crate) struct Core {
     pub(crate) controller: OnceLock<Controller>,
     /// Whether the node is registered and has all of the metadata as of then.
     pub(crate) ready: watch::Sender<bool>,
+    pub(crate) replicator: Replicator,
     pub(crate) metrics: Metrics,
+    pub(crate) standing: Standing,
     /// Bounds what producers sent and is not answered yet.
     pub(crate) produce_memory: MemoryBudget,
     /// Bounds what consumers were sent and have not read yet.
