@@ -90,6 +90,7 @@ pub(super) struct Peer {
     pub(super) address: String,
     pub(super) stop: CancellationToken,
     host: Arc<dyn Host>,
+    lane_bytes: usize,
     standing: Mutex<Standing>,
 }
 
@@ -99,12 +100,14 @@ impl Peer {
         address: String,
         stop: CancellationToken,
         host: Arc<dyn Host>,
+        lane_bytes: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
             node,
             address,
             stop,
             host,
+            lane_bytes,
             standing: Mutex::default(),
         })
     }
@@ -222,7 +225,7 @@ impl Peer {
     async fn dial(&self) -> Result<(Arc<Link>, Messages), Unlinked> {
         let channel = self.connect().await?;
         let own = self.host.identity();
-        let link = Link::new();
+        let link = Link::new(self.lane_bytes);
         let body = link.body(greet(&own, self.node));
         let body = StreamBody::new(body.map(|piece| Ok::<_, Status>(Frame::data(piece))));
         let greeting = async {

@@ -26,13 +26,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{LONG, PeerLinks, TestHost, batch, key, listen};
+use super::{LANE_BYTES, LONG, PeerLinks, TestHost, batch, key, listen};
 
 const TWO: NodeId = NodeId::new(2);
 
 /// Links of node 1, to node 2 at `address`.
 fn links(host: &Arc<TestHost>, address: SocketAddr) -> Arc<PeerLinks> {
-    let links = PeerLinks::new(NodeId::new(1));
+    let links = PeerLinks::new(NodeId::new(1), LANE_BYTES);
     links.set_peers(HashMap::from([(TWO, address.to_string())]));
     links.start(Arc::clone(host) as _);
     links
@@ -82,6 +82,26 @@ fn request(entries: usize, bytes: usize) -> AppendRequest {
 
 /// What is wrong between node 1 and node 2.
 type Wrong = fn(&TestHost, &TestHost);
+
+#[tokio::test]
+async fn a_node_that_is_removed_is_cut_and_told_so() {
+    let (caller, host) = (TestHost::new(1), TestHost::new(2));
+    let (address, stop) = listen(&host, None).await;
+    let links = links(&caller, address);
+    caller.sees(2, true).await;
+    host.removed
+        .send_modify(|removed| removed.extend([NodeId::new(1)]));
+    caller.sees(2, false).await;
+    let mut refusals = caller.refusals.subscribe();
+    let refused = refusals
+        .wait_for(|refusals| !refusals.is_empty())
+        .await
+        .unwrap()[0]
+        .clone();
+    assert_eq!(refused, (TWO, "node 1 was removed".to_owned()));
+    links.shutdown().await;
+    stop.cancel();
+}
 
 #[tokio::test]
 async fn nodes_that_do_not_belong_together_are_not_linked() {
