@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     pub(crate) restarts: Counter,
     pub(crate) duplicates: Counter,
     pub(crate) room_waits: Counter,
+    pub(crate) copied_bytes: Counter,
 }
 
 /// Starts partitions' replicas on this node.
@@ -95,6 +96,11 @@ impl Replicator {
             "append_room_waits",
             "Pauses of appends that waited for a checkpoint to make room",
             self.metrics.room_waits.clone(),
+        );
+        registry.register(
+            "copied_bytes",
+            "Bytes of batches given to other replicas, which lacked them",
+            self.metrics.copied_bytes.clone(),
         );
     }
 

@@ -22,10 +22,11 @@ use quipu_storage::{Store, io::FaultyDisk};
 
 use super::{LONG, at, key, numbered, open};
 use crate::{
-    Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, Leadership, Partition,
-    Replicator, SleepOutcome, SleepParts, SleepRequest, SleepResponse, SnapshotRequest,
-    SnapshotResponse, TransferOutcome, TransferParts, TransferRequest, TransferResponse, Transport,
-    TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
+    Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, CopyRequest,
+    CopyResponse, Leadership, Partition, Replicator, SleepOutcome, SleepParts, SleepRequest,
+    SleepResponse, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts,
+    TransferRequest, TransferResponse, Transport, TransportError, VoteOutcome, VoteParts,
+    VoteRequest, VoteResponse,
 };
 
 /// Carries messages within the process, except to and from nodes that are cut off.
@@ -177,6 +178,19 @@ impl Transport for Wire {
             let answer = p.receive_sleep(request).await?;
             Ok(SleepOutcome::from(answer).into())
         })
+    }
+    fn copy(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        request: CopyRequest,
+        timeout: Duration,
+    ) -> Called<'_, CopyResponse> {
+        self.call(
+            target,
+            timeout,
+            |p| async move { p.receive_copy(request).await },
+        )
     }
 }
 

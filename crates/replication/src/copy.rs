@@ -1,0 +1,54 @@
+//! Giving other replicas what they lack of the log.
+
+use std::sync::Arc;
+
+use quipu_storage::{ReadError, ReserveError};
+
+use crate::{
+    blocking::blocking,
+    error::AppendError,
+    network::{CopyRequest, CopyResponse},
+    partition::Partition,
+};
+
+/// The most bytes of one answer; a larger batch goes alone.
+const COPY_BYTES: usize = 1 << 20;
+
+impl Partition {
+    /// Another replica lacks batches that this one may have. It is given what is committed here; whether this replica leads
+    /// or even runs is no matter. The bytes are lent from the log's maps, and brought into memory before.
+    ///
+    /// # Errors
+    /// Where the log is damaged, or the disk does not give the bytes.
+    pub async fn receive_copy(&self, request: CopyRequest) -> Result<CopyResponse, AppendError> {
+        let end = self.inner().group.high_watermark();
+        let start = self.start_offset();
+        let CopyRequest { from, up_to, .. } = request;
+        if from < start || up_to > end || from > up_to {
+            return Ok(CopyResponse::OutOfRange { start, end });
+        }
+        let max_bytes = COPY_BYTES.min(request.max_bytes as usize);
+        let log = Arc::clone(self.log());
+        let reading = blocking(&self.inner().store, move || {
+            log.populate(from, max_bytes, up_to)?;
+            log.read(from, max_bytes, up_to)
+        });
+        let failed = |error: &dyn std::fmt::Display| AppendError::Fatal(error.to_string());
+        match reading.await.map_err(|error| failed(&error))? {
+            Ok(read) => {
+                self.inner()
+                    .metrics
+                    .copied_bytes
+                    .inc_by(read.bytes.len() as u64);
+                Ok(CopyResponse::Batches {
+                    bytes: read.bytes,
+                    next_offset: read.next_offset,
+                })
+            }
+            // It was trimmed meanwhile.
+            Err(ReadError::OutOfRange { start, .. }) => Ok(CopyResponse::OutOfRange { start, end }),
+            Err(ReadError::Damaged(damage)) => Err(ReserveError::Damaged(damage).into()),
+            Err(error @ ReadError::Io { .. }) => Err(failed(&error)),
+        }
+    }
+}
