@@ -26,7 +26,7 @@ use crate::{
     metadata::{METADATA_KEY, Metadata},
     metrics::Metrics,
     partitions::PartitionTable,
-    peer::PeerLinks,
+    peer::{PeerLinks, Throttle},
     startup::{Place, StartError, Startup},
 };
 
@@ -113,6 +113,7 @@ impl Broker {
             leaders: Arc::clone(&core.leaders),
             replicator: replicator.clone(),
             linked,
+            copying: Throttle::new(config.catch_up_rate),
             refusal: watch::Sender::new(None),
         });
         links.start(Arc::clone(&host) as _);

@@ -11,7 +11,7 @@ use super::LeaderTable;
 use crate::{
     metadata::{Metadata, other_directory},
     partitions::PartitionTable,
-    peer::{Host, Identity},
+    peer::{Host, Identity, Throttle},
 };
 
 /// This node, as its links see it.
@@ -27,6 +27,8 @@ pub(crate) struct NodeHost {
     pub(crate) replicator: Replicator,
     /// The nodes that are linked to.
     pub(crate) linked: watch::Sender<HashSet<NodeId>>,
+    /// How fast batches are given to replicas that lack them.
+    pub(crate) copying: Throttle,
     /// Why another node refuses this one.
     pub(crate) refusal: watch::Sender<Option<String>>,
 }
@@ -68,6 +70,10 @@ impl Host for NodeHost {
 
     fn partition(&self, key: PartitionKey) -> Option<Partition> {
         self.table.replica(key)
+    }
+
+    fn copying(&self) -> &Throttle {
+        &self.copying
     }
 
     fn led(&self) -> Vec<(PartitionKey, LeaderEpoch)> {

@@ -133,8 +133,8 @@ impl Core {
                 return description;
             }
         };
-        if let Some(damage) = replica.damage() {
-            description.trouble = Some(damage.to_string());
+        if let Some(trouble) = replica.repair() {
+            description.trouble = Some(trouble);
             return description;
         }
         let (leader, epoch) = replica.leader();

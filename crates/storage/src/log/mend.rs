@@ -204,7 +204,8 @@ impl Mending {
         Ok(reached)
     }
 
-    fn rewind(&mut self) {
+    /// Forgets what was put of a stretch that is not whole yet: all of it is wanted again.
+    pub fn rewind(&mut self) {
         if let Some(wound) = self.wounds.front() {
             (self.position, self.due) = (wound.positions.start, wound.offsets.start);
         }

@@ -2,6 +2,7 @@
 
 mod active;
 mod append;
+mod copied;
 mod core;
 mod cut;
 mod damage;
@@ -29,6 +30,7 @@ use quipu_model::{LogId, Offset, PartitionKey, ProducerId, TopicConfig, Vote};
 
 pub use self::{
     append::Reservation,
+    copied::{BadCopy, check_copied},
     error::{AppendError, ReadError, RepairError, ReserveError},
     mend::Mending,
     producers::MAX_PRODUCER_BATCHES,

@@ -205,7 +205,7 @@ fn a_seal_is_made_again_from_sound_bytes_without_any_other_replica() {
     for byte in 0..original.file_bytes(&path).unwrap().len() as u64 {
         let flip = |disk: &FaultyDisk| disk.flip_bit(&path, byte, (byte % 8) as u8);
         let what = format!("byte {byte} of a seal");
-        let (disk, fetched) = damage_and_repair(&original, &expected, flip, false, &what);
+        let (_, fetched) = damage_and_repair(&original, &expected, flip, false, &what);
         assert_eq!(fetched, 0, "{what}");
     }
 }
@@ -228,7 +228,8 @@ fn a_segment_without_a_sound_seal_or_index_or_without_its_file_is_fetched() {
         let path = path.to_owned();
         move |disk: &FaultyDisk| disk.remove_file(path.as_ref()).unwrap()
     };
-    let damages: [(&str, Box<dyn Fn(&FaultyDisk)>); 5] = [
+    type Damage = Box<dyn Fn(&FaultyDisk)>;
+    let damages: [(&str, Damage); 5] = [
         ("log and seal", Box::new(flip_all(&[&log, &seal]))),
         ("log and index", Box::new(flip_all(&[&log, &index]))),
         ("all three", Box::new(flip_all(&[&log, &seal, &index]))),
