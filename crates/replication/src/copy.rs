@@ -22,16 +22,15 @@ impl Partition {
     /// Where the log is damaged, or the disk does not give the bytes.
     pub async fn receive_copy(&self, request: CopyRequest) -> Result<CopyResponse, AppendError> {
         let end = self.inner().group.high_watermark();
-        let start = self.start_offset();
         let CopyRequest { from, up_to, .. } = request;
-        if from < start || up_to > end || from > up_to {
+        if up_to > end {
+            let start = self.start_offset();
             return Ok(CopyResponse::OutOfRange { start, end });
         }
         let max_bytes = COPY_BYTES.min(request.max_bytes as usize);
         let log = Arc::clone(self.log());
         let reading = blocking(&self.inner().store, move || {
-            log.populate(from, max_bytes, up_to)?;
-            log.read(from, max_bytes, up_to)
+            log.copy(from, max_bytes, up_to)
         });
         let failed = |error: &dyn std::fmt::Display| AppendError::Fatal(error.to_string());
         match reading.await.map_err(|error| failed(&error))? {
@@ -45,7 +44,7 @@ impl Partition {
                     next_offset: read.next_offset,
                 })
             }
-            // It was trimmed meanwhile.
+            // It was trimmed.
             Err(ReadError::OutOfRange { start, .. }) => Ok(CopyResponse::OutOfRange { start, end }),
             Err(ReadError::Damaged(damage)) => Err(ReserveError::Damaged(damage).into()),
             Err(error @ ReadError::Io { .. }) => Err(failed(&error)),

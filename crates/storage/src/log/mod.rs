@@ -6,8 +6,11 @@ mod copied;
 mod core;
 mod cut;
 mod error;
+mod incoming;
 mod index;
+mod install;
 mod maintain;
+mod manifest;
 mod producers;
 mod raft_map;
 mod read;
@@ -32,6 +35,8 @@ pub use self::{
     append::Reservation,
     copied::{BadCopy, check_copied},
     error::{AppendError, ReadError, ReserveError},
+    incoming::{Incoming, IncomingError},
+    manifest::{BadManifest, Manifest, ManifestSegment},
     producers::MAX_PRODUCER_BATCHES,
     types::{
         Control, ControlKind, EntryInfo, EntryKind, LogEntry, LogState, Payload, ProducerBatch,
@@ -46,12 +51,11 @@ pub(crate) use self::{
     recover::RecoveringLog,
     seal::{BLOCK_BYTES, Seal},
     segment::Segment,
-    segment::segment_path,
-    state::PartitionState,
-    state::SegmentState,
+    state::{PartitionState, STATE_FORMAT, SegmentState},
 };
 use self::{
     core::{CoreError, LogCore},
+    maintain::SealedHook,
     segment::SegmentError,
 };
 use crate::{
@@ -71,6 +75,7 @@ pub struct PartitionLog {
     incomplete: bool,
     /// What was applied as of the last start's checkpoint.
     recovered_applied: Applied,
+    on_sealed: OnceLock<SealedHook>,
 }
 
 /// What Raft has applied: the last entry, and the membership in force with the entry that set it.
@@ -87,6 +92,9 @@ struct Inner {
     lsn: Lsn,
     /// Bytes promised to batches on their way here.
     reserved_bytes: u64,
+    /// As of the last checkpoint that is durable: the last entry applied, and how many segments were sealed.
+    checkpointed_applied: Option<LogId>,
+    checkpointed_sealed: usize,
     /// The encoded state of the last checkpoint; `None` once something has changed.
     captured: Option<Bytes>,
     /// Why nothing is written here any more, once that is so: the partition was removed, or the store closed.

@@ -13,4 +13,5 @@ mod inspect;
 mod open;
 mod partitions;
 mod support;
+mod take_over;
 mod time;
