@@ -22,25 +22,23 @@ impl Partition {
     /// # Errors
     /// Where the log is damaged, or the disk does not give the bytes.
     pub async fn receive_copy(&self, request: CopyRequest) -> Result<CopyResponse, AppendError> {
-        let state = self.log().state();
-        let end = match request.uncommitted {
-            true => state.end_offset,
+        let uncommitted = request.uncommitted;
+        let end = match uncommitted {
+            true => self.log().state().end_offset,
             false => self.inner().group.high_watermark(),
         };
-        let start = state.start_offset;
         let CopyRequest { from, up_to, .. } = request;
-        let up_to_end = up_to <= end || request.uncommitted;
-        if from < start || from > end || !up_to_end || from > up_to {
+        if from > end || (up_to > end && !uncommitted) {
+            let start = self.start_offset();
             return Ok(CopyResponse::OutOfRange { start, end });
         }
         let max_bytes = COPY_BYTES.min(request.max_bytes as usize);
         let log = Arc::clone(self.log());
         let reading = blocking(&self.inner().store, move || {
-            if request.uncommitted {
+            if uncommitted {
                 return log.read_for_repair(from, max_bytes);
             }
-            log.populate(from, max_bytes, up_to)?;
-            log.read(from, max_bytes, up_to)
+            log.copy(from, max_bytes, up_to)
         });
         let failed = |error: &dyn std::fmt::Display| AppendError::Fatal(error.to_string());
         match reading.await.map_err(|error| failed(&error))? {
@@ -54,7 +52,7 @@ impl Partition {
                     next_offset: read.next_offset,
                 })
             }
-            // It was trimmed meanwhile.
+            // It was trimmed.
             Err(ReadError::OutOfRange { start, .. }) => Ok(CopyResponse::OutOfRange { start, end }),
             Err(ReadError::Damaged(damage)) => Err(ReserveError::Damaged(damage).into()),
             Err(error @ ReadError::Io { .. }) => Err(failed(&error)),

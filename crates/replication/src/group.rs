@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use quipu_model::{LogId, NodeId, Offset, RaftIndex, Term};
-use quipu_storage::{EntryKind, PartitionLog, ReadError};
+use quipu_storage::{ControlKind, EntryKind, Incoming, PartitionLog, ReadError, Store};
 use tokio::sync::watch;
 
 use crate::{
     flight::{Flight, Loss},
     sequencer::Sequencer,
     type_config::{
-        RaftLogId, StoredMembership, UnknownBytes, decode_membership, from_raft_id, to_raft_id,
+        RaftLogId, StoredMembership, UnknownBytes, decode_membership, decode_trim, from_raft_id,
+        to_raft_id,
     },
 };
 
@@ -42,7 +43,12 @@ pub(crate) struct Snapshots {
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) node: NodeId,
+    pub(crate) store: Arc<Store>,
     pub(crate) log: Arc<PartitionLog>,
+    /// Another replica's log on its way here: see `catch_up`.
+    pub(crate) copied: Arc<tokio::sync::Mutex<Option<Incoming>>>,
+    /// Counts the times that segments were sealed.
+    pub(crate) sealed: watch::Sender<u64>,
     pub(crate) sequencer: Mutex<Sequencer<Arc<Flight>>>,
     pub(crate) applied: Mutex<AppliedState>,
     pub(crate) snapshots: Mutex<Snapshots>,
@@ -68,24 +74,29 @@ pub(crate) enum LoadError {
 
 impl Group {
     /// Sets up what is known from the log as it was recovered.
-    pub(crate) fn load(node: NodeId, log: Arc<PartitionLog>) -> Result<Arc<Self>, LoadError> {
+    pub(crate) fn load(
+        node: NodeId,
+        store: Arc<Store>,
+        log: Arc<PartitionLog>,
+    ) -> Result<Arc<Self>, LoadError> {
         let applied = recovered(&log)?;
         let high_watermark = offset_after(&log, applied.last.as_ref().map(from_raft_id))?;
-        let group = Self::new(node, log, applied, high_watermark);
+        let group = Self::new(node, store, log, applied, high_watermark);
         group.finish_purge()?;
         group.restore_snapshot()?;
+        group.restore_trim()?;
         Ok(Arc::new(group))
     }
 
     /// For a log that is damaged, and so is not served: nothing is read from it.
-    pub(crate) fn unserved(node: NodeId, log: Arc<PartitionLog>) -> Arc<Self> {
+    pub(crate) fn unserved(node: NodeId, store: Arc<Store>, log: Arc<PartitionLog>) -> Arc<Self> {
         let start = log.state().start_offset;
         let membership = recovered(&log).unwrap_or_default().membership;
         let applied = AppliedState {
             last: None,
             membership,
         };
-        Arc::new(Self::new(node, log, applied, start))
+        Arc::new(Self::new(node, store, log, applied, start))
     }
 
     /// Goes on with a log that was damaged and is sound again.
@@ -97,19 +108,27 @@ impl Group {
         self.applied_term.send_replace(Term::new(term));
         self.advance(high_watermark);
         self.finish_purge()?;
-        self.restore_snapshot()
+        self.restore_snapshot()?;
+        Ok(self.restore_trim()?)
     }
 
     fn new(
         node: NodeId,
+        store: Arc<Store>,
         log: Arc<PartitionLog>,
         applied: AppliedState,
         high_watermark: Offset,
     ) -> Self {
         let applied_term = applied.last.map_or(0, |last| last.leader_id.term);
+        let sealed = watch::Sender::default();
+        let told = sealed.clone();
+        log.on_sealed(Box::new(move || told.send_modify(|times| *times += 1)));
         Self {
             node,
+            store,
             log,
+            copied: Arc::default(),
+            sealed,
             sequencer: Mutex::new(Sequencer::new()),
             applied: Mutex::new(applied),
             snapshots: Mutex::default(),
@@ -132,34 +151,66 @@ impl Group {
         }
     }
 
-    /// The snapshot that stands behind a purged log's start. It needs no file: it is where the log begins.
+    /// The snapshot that stands behind a purged log's start. It needs no file: it is made of the segments. Where the voters as
+    /// of that point are no longer known, openraft asks for one of what was applied instead.
     fn restore_snapshot(&self) -> Result<(), LoadError> {
         let Some(purged) = self.log.state().last_purged else {
             return Ok(());
         };
         let last = to_raft_id(purged);
-        if let Some(membership) = self.membership_at(last)? {
-            self.snapshots.lock().current = Some(SnapshotPoint {
-                last,
-                membership,
-                next_offset: offset_after(&self.log, Some(purged))?,
-            });
+        let Some(membership) = self.membership_as_of(last)? else {
+            return Ok(());
+        };
+        let next_offset = offset_after(&self.log, Some(purged))?;
+        self.snapshots.lock().current = Some(SnapshotPoint {
+            last,
+            membership,
+            next_offset,
+        });
+        Ok(())
+    }
+
+    /// A crash may have come between applying a trim and doing it: then it is done now.
+    fn restore_trim(&self) -> Result<(), UnknownBytes> {
+        let Some(applied) = self.applied.lock().last else {
+            return Ok(());
+        };
+        let index = RaftIndex::new(applied.index);
+        if let Some((_, before)) = self.log.newest_control(ControlKind::Trim, index) {
+            self.trim_wanted.send_replace(decode_trim(&before)?);
         }
         Ok(())
     }
 
-    /// Who voted as of an entry that was applied; `None` where that is not known any more.
-    fn membership_at(&self, last: RaftLogId) -> Result<Option<StoredMembership>, UnknownBytes> {
+    /// The voters as of an entry that was applied; `None` where that is no longer known.
+    fn membership_as_of(&self, last: RaftLogId) -> Result<Option<StoredMembership>, UnknownBytes> {
         let applied = self.applied.lock().membership.clone();
         if *applied.log_id() <= Some(last) {
             return Ok(Some(applied));
         }
-        let at = self.log.membership_at(RaftIndex::new(last.index));
-        at.map(|(id, bytes)| {
-            let membership = decode_membership(&bytes)?;
-            Ok(StoredMembership::new(Some(to_raft_id(id)), membership))
-        })
-        .transpose()
+        if let Some((id, bytes)) = self
+            .log
+            .newest_control(ControlKind::Membership, RaftIndex::new(last.index))
+        {
+            let members = decode_membership(&bytes)?;
+            return Ok(Some(StoredMembership::new(Some(to_raft_id(id)), members)));
+        }
+        let snapshots = self.snapshots.lock();
+        let current = snapshots
+            .current
+            .as_ref()
+            .filter(|current| current.last <= last);
+        Ok(current.map(|current| current.membership.clone()))
+    }
+
+    /// Whether this log has an entry, and so all before it.
+    pub(crate) fn holds(&self, id: LogId) -> bool {
+        self.log.term_of(id.index) == Some(id.term)
+            || self
+                .log
+                .state()
+                .last_purged
+                .is_some_and(|purged| id <= purged)
     }
 
     pub(crate) fn watch_high_watermark(&self) -> watch::Receiver<Offset> {
@@ -200,17 +251,18 @@ impl Group {
         flight.announce();
     }
 
-    /// Marks the last entry whose segment was deleted as what the next snapshot is to end with, and answers with it.
-    pub(crate) fn mark_purgeable(&self) -> Option<RaftLogId> {
-        let (last, next_offset) = self.log.purge_point()?;
-        let last = to_raft_id(last);
-        let membership = self.membership_at(last).ok().flatten()?;
+    /// Marks an entry as what the next snapshot is to end with, behind which records go on at `next_offset`; `false` where
+    /// the voters as of there are no longer known.
+    pub(crate) fn mark(&self, last: RaftLogId, next_offset: Offset) -> bool {
+        let Ok(Some(membership)) = self.membership_as_of(last) else {
+            return false;
+        };
         self.snapshots.lock().mark = Some(SnapshotPoint {
             last,
             membership,
             next_offset,
         });
-        Some(last)
+        true
     }
 
     /// The point up to which everything was applied.

@@ -7,17 +7,17 @@ use futures::{
     future::{BoxFuture, Fuse, FusedFuture},
 };
 use openraft::async_runtime::watch::WatchReceiver as _;
-use quipu_model::Offset;
+use quipu_model::{LogId, Offset};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     blocking::blocking,
     partition::{Inner, Replica},
     repair::{repair, stop_damaged},
-    replicator::Starter,
+    replicator::{Habits, Starter},
     running::Running,
     sleep::{QuietPoint, lull, poke},
-    type_config::Raft,
+    type_config::{Raft, to_raft_id},
 };
 
 /// The first pause before a failed replica is started again; it doubles up to the last.
@@ -36,23 +36,30 @@ pub(crate) async fn keep(
     inner: Arc<Inner>,
     starter: Starter,
     running: Option<Running>,
-    idle: Duration,
+    habits: Habits,
 ) {
     let started = match running {
         Some(running) => Some(running),
         None => restart(&inner, &starter, None).await,
     };
     if let Some(running) = started {
-        keep_running(&inner, &starter, running, idle).await;
+        keep_running(&inner, &starter, running, habits).await;
     }
     inner.tell();
     inner.groups.remove(&inner);
 }
 
-async fn keep_running(inner: &Arc<Inner>, starter: &Starter, mut running: Running, idle: Duration) {
+async fn keep_running(
+    inner: &Arc<Inner>,
+    starter: &Starter,
+    mut running: Running,
+    Habits { idle, copy_behind }: Habits,
+) {
     let mut trim_wanted = inner.group.trim_wanted.subscribe();
     // What was applied before this task ran counts too.
     trim_wanted.mark_changed();
+    let mut sealed = inner.group.sealed.subscribe();
+    sealed.mark_changed();
     let mut applied_term = inner.group.applied_term.subscribe();
     let mut asleep = inner.asleep.subscribe();
     let mut trimming: Doing = Fuse::terminated();
@@ -103,6 +110,10 @@ async fn keep_running(inner: &Arc<Inner>, starter: &Starter, mut running: Runnin
                 let before = *trim_wanted.borrow_and_update();
                 let (inner, raft) = (Arc::clone(inner), running.raft.clone());
                 trimming = async move { keep_trimmed(&inner, &raft, before).await }.boxed().fuse();
+            }
+            _ = sealed.changed(), if trimming.is_terminated() => {
+                let (inner, raft) = (Arc::clone(inner), running.raft.clone());
+                trimming = async move { forget(&inner, &raft, copy_behind).await }.boxed().fuse();
             }
             () = &mut trimming, if !trimming.is_terminated() => {}
         }
@@ -200,10 +211,33 @@ async fn trim(inner: &Inner, raft: &Raft, before: Offset) -> Result<(), String> 
         .await
         .map_err(|e| e.to_string())?
         .map_err(|e| e.to_string())?;
-    let Some(last) = inner.group.mark_purgeable() else {
+    match inner.group.log.purge_point() {
+        Some(point) => purge(inner, raft, point).await,
+        None => Ok(()),
+    }
+}
+
+/// Lets Raft's log forget what followers are to copy by segments.
+async fn forget(inner: &Inner, raft: &Raft, copy_behind: u64) {
+    let log = &inner.group.log;
+    if let Some(point) = log.copied_point(copy_behind)
+        && let Err(error) = purge(inner, raft, point).await
+    {
+        let partition = log.key();
+        tracing::warn!(%partition, %error, "old entries stay in Raft's log until more segments are sealed");
+    }
+}
+
+/// Makes a snapshot that ends with an entry, behind which records go on at an offset, and lets Raft's log forget all up to it.
+async fn purge(
+    inner: &Inner,
+    raft: &Raft,
+    (last, next_offset): (LogId, Offset),
+) -> Result<(), String> {
+    if !inner.group.mark(to_raft_id(last), next_offset) {
         return Ok(());
-    };
-    let index = last.index;
+    }
+    let index = last.index.get();
     let trigger = raft.trigger();
     trigger.snapshot().await.map_err(|e| e.to_string())?;
     raft.wait(Some(PURGE_PATIENCE))

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod blocking;
+mod catch_up;
 mod config;
 mod copy;
 mod door;

@@ -360,7 +360,7 @@ mod tests {
         let log = store
             .create_partition(key(), TopicConfig::default())
             .unwrap();
-        let group = Group::load(NODE, Arc::clone(&log)).unwrap();
+        let group = Group::load(NODE, Arc::clone(&store), Arc::clone(&log)).unwrap();
         let mut log_store = LogStore::new(Arc::clone(&group), &Membership::default());
         let flights: Vec<_> = (0..3).map(|_| Flight::new()).collect();
         flights[1].cancel(Loss::Refused { leader: None });

@@ -27,6 +27,7 @@ use crate::{
     flight::Loss,
     group::Group,
     members::{Leadership, Members},
+    network::Transport,
     replicator::Metrics,
     running::Running,
     sleep::Groups,
@@ -63,6 +64,7 @@ pub(crate) enum Replica {
 pub(crate) struct Inner {
     pub(crate) group: Arc<Group>,
     pub(crate) store: Arc<Store>,
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) metrics: Metrics,
     pub(crate) replica: RwLock<Replica>,
     /// The one ordered door: held from the check of a batch's sequence until it is proposed, in the order of asking.
@@ -85,7 +87,7 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn new(
         group: Arc<Group>,
-        store: Arc<Store>,
+        (store, transport): (Arc<Store>, Arc<dyn Transport>),
         metrics: Metrics,
         groups: Arc<Groups>,
         replica: Replica,
@@ -94,6 +96,7 @@ impl Inner {
         let inner = Self {
             group,
             store,
+            transport,
             metrics,
             replica: RwLock::new(replica),
             door: Mutex::new(()),

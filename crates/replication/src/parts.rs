@@ -7,7 +7,7 @@ use openraft::{
     raft::{self, StreamAppendError, TransferLeaderError},
 };
 use quipu_model::{LogId, NodeId, Offset, Vote};
-use quipu_storage::LogEntry;
+use quipu_storage::{BadManifest, LogEntry};
 
 use crate::{
     network::{
@@ -24,7 +24,28 @@ use crate::{
 /// A message cannot be what a replica of this version sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a peer's message cannot be taken: {0}")]
-pub struct BadMessage(#[from] UnknownBytes);
+pub struct BadMessage(#[source] BadPart);
+
+/// What of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum BadPart {
+    #[error(transparent)]
+    Unknown(UnknownBytes),
+    #[error(transparent)]
+    Manifest(BadManifest),
+}
+
+impl From<UnknownBytes> for BadMessage {
+    fn from(error: UnknownBytes) -> Self {
+        Self(BadPart::Unknown(error))
+    }
+}
+
+impl From<BadManifest> for BadMessage {
+    fn from(error: BadManifest) -> Self {
+        Self(BadPart::Manifest(error))
+    }
+}
 
 /// What an [`AppendRequest`] carries.
 #[derive(Clone, Debug)]
@@ -85,6 +106,8 @@ pub struct SnapshotParts {
     pub members: Bytes,
     /// The offset at which records go on.
     pub next_offset: Offset,
+    /// What the log up to there is made of, in storage's encoding; empty where there is nothing to copy.
+    pub manifest: Bytes,
 }
 
 /// What a [`TransferRequest`] carries.
@@ -248,6 +271,11 @@ impl From<SnapshotRequest> for SnapshotParts {
             members_at: from_id(*members.log_id()),
             members: encode_membership(members.membership()),
             next_offset: snapshot.snapshot.next_offset,
+            manifest: snapshot
+                .snapshot
+                .log
+                .map(|log| log.encode())
+                .unwrap_or_default(),
         }
     }
 }
@@ -266,6 +294,10 @@ impl SnapshotRequest {
             },
             snapshot: Manifest {
                 next_offset: parts.next_offset,
+                log: match parts.manifest.is_empty() {
+                    true => None,
+                    false => Some(quipu_storage::Manifest::decode(parts.manifest.clone())?),
+                },
             },
         };
         Ok(Self((to_raft_vote(parts.leader), snapshot)))
@@ -416,6 +448,7 @@ mod tests {
             members_at: None,
             members: Bytes::from_static(&[9, 1, 2]),
             next_offset: Offset::ZERO,
+            manifest: Bytes::new(),
         };
         assert!(SnapshotRequest::from_parts(&parts).is_err());
     }

@@ -8,6 +8,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use openraft::EntryPayload;
+use quipu_model::NodeId;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
@@ -103,13 +104,18 @@ impl Partition {
         answer.map(VoteResponse).map_err(failed)
     }
 
-    /// A leader no longer has the entries that this replica lacks: it goes on after them, without the records in them.
+    /// This replica lacks more than the leader sends it entry by entry: what is missing is copied from there first, and goes on
+    /// from where it was cut off when the leader asks again.
     pub async fn receive_snapshot(
         &self,
         request: SnapshotRequest,
     ) -> Result<SnapshotResponse, AppendError> {
         self.inner().note_heard();
         let (vote, snapshot) = request.0;
+        if let Some(log) = &snapshot.snapshot.log {
+            let leader = NodeId::new(vote.leader_id().voted_for);
+            self.copy_from(leader, log).await?;
+        }
         let answer = self.raft()?.install_full_snapshot(vote, snapshot).await;
         answer.map(SnapshotResponse).map_err(failed)
     }

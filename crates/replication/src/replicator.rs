@@ -35,6 +35,18 @@ const MOST_IDLE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// For how long it is remembered that there was no room.
 const LATELY: Duration = Duration::from_secs(60);
 
+/// How far behind a follower may be before it copies segments, unless it is said otherwise.
+const COPY_BEHIND: u64 = 64 << 20;
+
+/// What each replica's keeper is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Habits {
+    /// After how long without traffic the group sleeps.
+    pub(crate) idle: Duration,
+    /// How many bytes of entries Raft's log keeps for followers, at least.
+    pub(crate) copy_behind: u64,
+}
+
 /// What all replicas of a node count together.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
@@ -43,6 +55,7 @@ pub(crate) struct Metrics {
     pub(crate) room_waits: Counter,
     no_room: Arc<Mutex<Option<(Instant, String)>>>,
     pub(crate) copied_bytes: Counter,
+    pub(crate) copied_here_bytes: Counter,
     pub(crate) repairs: Counter,
     pub(crate) repaired_bytes: Counter,
 }
@@ -61,7 +74,7 @@ pub struct Replicator {
     transport: Arc<dyn Transport>,
     metrics: Metrics,
     groups: Arc<Groups>,
-    idle: Duration,
+    habits: Habits,
 }
 
 impl Replicator {
@@ -73,7 +86,10 @@ impl Replicator {
             transport,
             metrics: Metrics::default(),
             groups: Arc::default(),
-            idle: IDLE,
+            habits: Habits {
+                idle: IDLE,
+                copy_behind: COPY_BEHIND,
+            },
         }
     }
 
@@ -81,7 +97,14 @@ impl Replicator {
     /// sends nothing until something wakes it: then the first append waits for a majority's answer first. More than a year is
     /// taken for a year.
     pub fn sleep_after(mut self, idle: Duration) -> Self {
-        self.idle = idle.min(MOST_IDLE);
+        self.habits.idle = idle.min(MOST_IDLE);
+        self
+    }
+
+    /// Lets followers copy segments that lack more than this many bytes of closed ones, and more than one of those, instead of
+    /// sending them entry by entry; it is 64 MiB otherwise.
+    pub fn copy_behind(mut self, bytes: u64) -> Self {
+        self.habits.copy_behind = bytes;
         self
     }
 
@@ -140,6 +163,11 @@ impl Replicator {
             self.metrics.copied_bytes.clone(),
         );
         registry.register(
+            "copied_here_bytes",
+            "Bytes of batches that replicas here lacked and copied from others",
+            self.metrics.copied_here_bytes.clone(),
+        );
+        registry.register(
             "replica_repairs",
             "Damaged replicas that were made whole from others",
             self.metrics.repairs.clone(),
@@ -183,22 +211,28 @@ impl Replicator {
             founders: founders.iter().map(|v| (v.get(), EmptyNode {})).collect(),
         };
         let handle = |group, replica| {
-            let (store, metrics) = (Arc::clone(&self.store), self.metrics.clone());
-            Inner::new(group, store, metrics, Arc::clone(&self.groups), replica)
+            let reach = (Arc::clone(&self.store), Arc::clone(&self.transport));
+            Inner::new(
+                group,
+                reach,
+                self.metrics.clone(),
+                Arc::clone(&self.groups),
+                replica,
+            )
         };
         let damaged = log.damage().is_some();
         let (inner, running) = if damaged {
-            let group = Group::unserved(self.node, log);
+            let group = Group::unserved(self.node, Arc::clone(&self.store), log);
             (handle(group, Replica::Damaged { why: None }), None)
         } else {
-            let group = Group::load(self.node, log);
+            let group = Group::load(self.node, Arc::clone(&self.store), log);
             let group = group.map_err(|error| AppendError::Fatal(error.to_string()))?;
             let running = starter.start(&group).await.map_err(AppendError::Fatal)?;
             let inner = handle(group, Replica::Running(running.clone()));
             (inner, Some(running))
         };
         self.groups.add(&inner);
-        tokio::spawn(keep(Arc::clone(&inner), starter, running, self.idle));
+        tokio::spawn(keep(Arc::clone(&inner), starter, running, self.habits));
         Ok(Partition::new(inner))
     }
 

@@ -15,8 +15,11 @@ use openraft::{
     storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine},
 };
 use quipu_model::{LogId, Offset};
+use quipu_storage::{Incoming, ReadError};
+use tokio::sync::oneshot;
 
 use crate::{
+    blocking::blocking,
     group::{Group, SnapshotPoint},
     type_config::{
         Applied, Proposal, RaftEntry, RaftLogId, StoredMembership, Types, encode_membership,
@@ -24,10 +27,13 @@ use crate::{
     },
 };
 
-/// What a snapshot carries besides openraft's own fields: where records go on after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a snapshot carries besides openraft's own fields: where records go on after it, and what the log up to there is made
+/// of.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
     pub(crate) next_offset: Offset,
+    /// `None` where the log begins there: there is nothing to copy.
+    pub(crate) log: Option<quipu_storage::Manifest>,
 }
 
 #[derive(Debug)]
@@ -52,6 +58,31 @@ impl StateMachine {
             let before = std::mem::replace(term, last.term);
             before != last.term
         });
+    }
+
+    /// Puts the log that was copied for a snapshot in this one's place, durably. Where none was, this log holds the entry
+    /// already, or begins behind it.
+    async fn put_in_place(&self, last: RaftLogId) -> Result<(), io::Error> {
+        let last = from_raft_id(&last);
+        let mut copied = Arc::clone(&self.group.copied).lock_owned().await;
+        let is_here =
+            |copied: &Incoming| copied.manifest().last == last && copied.wanted().is_none();
+        if !copied.as_ref().is_some_and(is_here) || self.group.holds(last) {
+            return Ok(());
+        }
+        let (group, voters) = (Arc::clone(&self.group), self.voters.clone());
+        let (tell, told) = oneshot::channel();
+        let installing = blocking(&self.group.store, move || {
+            let Some(copied) = copied.take() else {
+                return Ok(());
+            };
+            let done = Box::new(move |result| drop(tell.send(result)));
+            group.log.install(&copied, voters, done)
+        });
+        let installed = installing.await.map_err(io::Error::other)?;
+        installed.map_err(io::Error::other)?;
+        let flushed = told.await.map_err(io::Error::other)?;
+        flushed.map_err(io::Error::other)
     }
 
     fn note_membership(&mut self, membership: StoredMembership) {
@@ -133,6 +164,7 @@ impl RaftStateMachine<Types> for StateMachine {
             next_offset: snapshot.next_offset,
         });
         self.note_membership(meta.last_membership.clone());
+        self.put_in_place(last).await?;
         self.note_applied(last);
         self.group.advance(snapshot.next_offset);
         Ok(())
@@ -141,11 +173,26 @@ impl RaftStateMachine<Types> for StateMachine {
     async fn get_current_snapshot(
         &mut self,
     ) -> Result<Option<SnapshotOf<Types, Manifest>>, io::Error> {
-        Ok(self.group.snapshots.lock().current.clone().map(snapshot_of))
+        let Some(point) = self.group.snapshots.lock().current.clone() else {
+            return Ok(None);
+        };
+        let group = Arc::clone(&self.group);
+        let (last, end) = (from_raft_id(&point.last), point.next_offset);
+        let reading = blocking(&self.group.store, move || group.log.manifest(last, end));
+        let log = match reading.await.map_err(io::Error::other)? {
+            Ok(log) => Some(log),
+            // It was trimmed past there: who installs it then lacks entries, and is sent a later one.
+            Err(ReadError::OutOfRange { .. }) => None,
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        Ok(Some(snapshot_of(point, log)))
     }
 }
 
-fn snapshot_of(point: SnapshotPoint) -> SnapshotOf<Types, Manifest> {
+fn snapshot_of(
+    point: SnapshotPoint,
+    log: Option<quipu_storage::Manifest>,
+) -> SnapshotOf<Types, Manifest> {
     SnapshotOf::<Types, Manifest> {
         meta: SnapshotMetaOf::<Types> {
             last_log_id: Some(point.last),
@@ -153,6 +200,7 @@ fn snapshot_of(point: SnapshotPoint) -> SnapshotOf<Types, Manifest> {
         },
         snapshot: Manifest {
             next_offset: point.next_offset,
+            log,
         },
     }
 }
@@ -180,8 +228,11 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
             meta: SnapshotMetaOf::<Types>::default(),
             snapshot: Manifest {
                 next_offset: Offset::ZERO,
+                log: None,
             },
         };
-        Ok(snapshots.current.clone().map_or(nothing, snapshot_of))
+        // openraft asks for what it sends anew.
+        let current = snapshots.current.clone();
+        Ok(current.map_or(nothing, |point| snapshot_of(point, None)))
     }
 }

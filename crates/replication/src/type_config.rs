@@ -222,14 +222,17 @@ fn from_control(control: &Control) -> Result<EntryPayload<Proposal, u64, EmptyNo
     match control.kind {
         ControlKind::Blank => Ok(EntryPayload::Blank),
         ControlKind::Membership => Ok(EntryPayload::Membership(decode_membership(&control.bytes)?)),
-        ControlKind::Trim => {
-            let before = <[u8; 8]>::try_from(&control.bytes[..])
-                .map_err(|_| UnknownBytes("a trim entry that is not an offset"))?;
-            Ok(EntryPayload::Normal(Proposal::Trim(Offset::new(
-                u64::from_be_bytes(before),
-            ))))
-        }
+        ControlKind::Trim => Ok(EntryPayload::Normal(Proposal::Trim(decode_trim(
+            &control.bytes,
+        )?))),
     }
+}
+
+/// The offset that a trim entry names.
+pub(crate) fn decode_trim(bytes: &[u8]) -> Result<Offset, UnknownBytes> {
+    let before = <[u8; 8]>::try_from(bytes);
+    let before = before.map_err(|_| UnknownBytes("a trim entry that is not an offset"))?;
+    Ok(Offset::new(u64::from_be_bytes(before)))
 }
 
 /// Bytes in the log that this version did not write.

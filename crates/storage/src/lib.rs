@@ -12,10 +12,11 @@ mod store;
 mod wal;
 
 pub use log::{
-    AppendError, Applied, BadCopy, Control, ControlKind, DamagedLog, EntryInfo, EntryKind,
-    LogEntry, LogState, MAX_PRODUCER_BATCHES, Mending, PartitionLog, Payload, ProducerBatch,
-    ProducerTail, ReadBatches, ReadError, RepairError, Reservation, ReserveError, RetentionPolicy,
-    TimestampedOffset, check_copied,
+    AppendError, Applied, BadCopy, BadManifest, Control, ControlKind, DamagedLog, EntryInfo,
+    EntryKind, Incoming, IncomingError, LogEntry, LogState, MAX_PRODUCER_BATCHES, Manifest,
+    ManifestSegment, Mending, PartitionLog, Payload, ProducerBatch, ProducerTail, ReadBatches,
+    ReadError, RepairError, Reservation, ReserveError, RetentionPolicy, TimestampedOffset,
+    check_copied,
 };
 pub use store::{OpenError, PartitionDamage, RecoveryReport, Store, StoreConfig, UnrecoveredStore};
 pub use wal::{Completion, StorageFailure};

@@ -202,6 +202,7 @@ pub(super) fn to_snapshot(request: SnapshotRequest) -> v1::Snapshot {
         members_at: parts.members_at.map(to_id),
         members: parts.members,
         next_offset: parts.next_offset.get(),
+        manifest: parts.manifest,
     }
 }
 
@@ -212,6 +213,7 @@ pub(super) fn from_snapshot(snapshot: v1::Snapshot) -> Result<SnapshotRequest, B
         members_at: snapshot.members_at.map(from_id),
         members: snapshot.members,
         next_offset: Offset::new(snapshot.next_offset),
+        manifest: snapshot.manifest,
     };
     SnapshotRequest::from_parts(&parts).map_err(|error| error.to_string())
 }

@@ -88,7 +88,9 @@ pub(crate) trait Host: Debug + Send + Sync + 'static {
 fn cost(request: &Request) -> usize {
     let entries = match &request.kind {
         Some(Kind::Append(append)) => &append.entries[..],
-        Some(Kind::Snapshot(snapshot)) => return REQUEST_COST + snapshot.members.len(),
+        Some(Kind::Snapshot(snapshot)) => {
+            return REQUEST_COST + snapshot.members.len() + snapshot.manifest.len();
+        }
         // It stands for its answer.
         Some(Kind::Copy(copy)) => return REQUEST_COST + copy.max_bytes as usize,
         _ => &[],

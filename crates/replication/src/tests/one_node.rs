@@ -3,16 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, poll, stream::FuturesOrdered};
-use quipu_model::{Offset, ProducerEpoch, Sequence, TopicConfig, batch::split_batches};
+use quipu_model::{
+    LogId, Offset, ProducerEpoch, RaftIndex, Sequence, TopicConfig, batch::split_batches,
+};
 use quipu_storage::{
-    RetentionPolicy,
+    Control, ControlKind, LogEntry, Payload, RetentionPolicy,
     io::{Disk, FaultyDisk},
 };
 
 use super::{
     LONG, NODE, NOW, Node, at,
     disk::{Gate, GatedDisk},
-    key, numbered, plain,
+    key, numbered, open, plain,
 };
 use crate::{Acks, AppendError};
 
@@ -292,6 +294,49 @@ async fn retention_trims_and_purges_and_a_restart_keeps_what_is_left() {
         assert_eq!(next.base_offset, at(3000));
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trim_that_a_crash_came_before_is_done_at_the_next_start() {
+    let disk = disk();
+    let node = Node::start(disk.clone(), small_segments()).await;
+    for n in 0..200 {
+        let batch = numbered(4, 0, n * 5, 5);
+        node.partition.append(batch, Acks::All, LONG).await.unwrap();
+    }
+    node.stop().await;
+
+    // The entry counts as applied, and nothing is deleted yet.
+    let store = open(disk.clone());
+    let log = store.partition(key()).unwrap();
+    let LogId { term, index } = log.state().last.unwrap();
+    let index = RaftIndex::new(index.get() + 1);
+    let id = LogId { term, index };
+    let control = Control {
+        kind: ControlKind::Trim,
+        bytes: 700_u64.to_be_bytes().to_vec().into(),
+    };
+    let entry = LogEntry {
+        id,
+        payload: Payload::Control(control),
+    };
+    let (tell, told) = std::sync::mpsc::channel();
+    let done = Box::new(move |result| tell.send(result).unwrap());
+    log.append(vec![entry], done).unwrap();
+    told.recv().unwrap().unwrap();
+    log.set_applied(id, None);
+    store.checkpoint().unwrap();
+    store.close().unwrap();
+
+    let node = Node::start(disk, small_segments()).await;
+    let trimming = async {
+        while node.partition.start_offset() < Offset::new(500) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, trimming).await.unwrap();
+    assert!(node.partition.start_offset() <= Offset::new(700));
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -69,7 +69,7 @@ impl StoreBuilder<Types, Filling, StateMachine, Arc<Store>> for Builder {
         let log = store
             .create_partition(key(), TopicConfig::default())
             .unwrap();
-        let group = Group::load(NODE, log).unwrap();
+        let group = Group::load(NODE, Arc::clone(&store), log).unwrap();
         let log_store = LogStore::new(Arc::clone(&group), &Membership::default());
         Ok((store, Filling(log_store), StateMachine::new(group)))
     }

@@ -13,7 +13,7 @@ use super::{batches, damaged, io_error, read};
 use crate::{
     OpenError,
     io::{Disk, OpenMode, SystemClock, read_whole},
-    log::{BLOCK_BYTES, PartitionState, Seal, SegmentState, read_mark, segment_path},
+    log::{BLOCK_BYTES, PartitionState, Seal, SegmentState, read_mark},
     store::{LOCK_FILE, partition_dir, read_format, read_peers, read_raft_state},
     wal::{Lsn, RecordKind, ReplayedRecord, UnrecoveredWal, WalConfig},
 };
@@ -101,7 +101,7 @@ impl Cuts {
             RecordKind::Truncate => {
                 *end = Some(end.map_or(record.base_offset, |end| end.min(record.base_offset)));
             }
-            RecordKind::Removed => *end = Some(Offset::ZERO),
+            RecordKind::Removed | RecordKind::Install => *end = Some(Offset::ZERO),
             _ => {}
         }
     }
@@ -196,7 +196,7 @@ impl VerifyReport {
         dir: &Path,
         segment: &SegmentState,
     ) -> Result<(), OpenError> {
-        let path = segment_path(dir, segment.base, segment.first.term, "log");
+        let path = segment.path(dir, "log");
         if segment.sealed {
             check_seal(disk, &path, segment)?;
         }

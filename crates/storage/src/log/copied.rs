@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use quipu_model::{
-    Offset, Term,
+    LeaderEpoch, Offset,
     batch::{BatchError, BatchHeader, split_batches},
 };
 
@@ -40,7 +40,7 @@ pub enum BadCopy {
 }
 
 /// Checks batches that another replica gave for the offsets from `from` up to, not including, `up_to`: whole ones with the right
-/// checksums, in order, of terms that do not go back and lie within the two given. Offsets may be missing between them, where
+/// checksums, in order, of leader epochs that do not go back and lie within the two given. Offsets may be missing between them, where
 /// compaction took the records away. Gives their headers.
 ///
 /// # Errors
@@ -48,9 +48,9 @@ pub enum BadCopy {
 pub fn check_copied(
     bytes: &Bytes,
     (from, up_to): (Offset, Offset),
-    (first, last): (Term, Term),
+    (first, last): (LeaderEpoch, LeaderEpoch),
 ) -> Result<Vec<BatchHeader>, BadCopy> {
-    let (mut due, mut epoch, mut position) = (from, first.leader_epoch(), 0);
+    let (mut due, mut epoch, mut position) = (from, first, 0);
     let mut headers = Vec::new();
     for batch in split_batches(bytes.clone()) {
         let batch = batch.map_err(|error| BadCopy::Batch { position, error })?;
@@ -64,7 +64,7 @@ pub fn check_copied(
                 up_to,
             });
         }
-        if header.leader_epoch < epoch || header.leader_epoch > last.leader_epoch() {
+        if header.leader_epoch < epoch || header.leader_epoch > last {
             return Err(BadCopy::Epoch { base });
         }
         (due, epoch) = (header.next_offset(), header.leader_epoch);
@@ -78,7 +78,7 @@ pub fn check_copied(
 mod tests {
     use bytes::Bytes;
     use quipu_model::{
-        LeaderEpoch, Offset, RecordBatch, Term, TimestampMs,
+        LeaderEpoch, Offset, RecordBatch, TimestampMs,
         batch::{BatchBuilder, Compression},
     };
 
@@ -99,7 +99,7 @@ mod tests {
         let bytes = Bytes::from(bytes.concat());
         let (range, terms) = (
             (Offset::new(10), Offset::new(16)),
-            (Term::new(2), Term::new(3)),
+            (LeaderEpoch::new(2), LeaderEpoch::new(3)),
         );
         check_copied(&bytes, range, terms).map(|headers| headers.len())
     }
@@ -134,7 +134,7 @@ mod tests {
         let whole = batch(10, 2).into_bytes();
         let range = (
             (Offset::new(10), Offset::new(12)),
-            (Term::new(2), Term::new(2)),
+            (LeaderEpoch::new(2), LeaderEpoch::new(2)),
         );
         for at in 0..whole.len() {
             let mut changed = whole.to_vec();

@@ -1,10 +1,6 @@
 //! A partition's log without its write-ahead log: what both appending and replay do to it.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use quipu_model::{
@@ -14,6 +10,7 @@ use quipu_model::{
 
 use super::{
     active::{ActiveSegment, StampedBatch, next_allocation},
+    manifest::Manifest,
     producers::ProducerTable,
     raft_map::RaftMap,
     scan::Scan,
@@ -338,6 +335,38 @@ impl LogCore {
         Ok(gone)
     }
 
+    /// Puts another replica's log in place of this one, up to an entry that Raft then asks for nothing before, and as of which
+    /// these are the members; gives back the segments that went.
+    pub(super) fn install(
+        &mut self,
+        manifest: &Manifest,
+        segments: Vec<Arc<Segment>>,
+        members: Option<&(LogId, Bytes)>,
+    ) -> Result<Vec<Arc<Segment>>, CoreError> {
+        self.write_pending()?;
+        let stays = |old: &&Arc<Segment>| !segments.iter().any(|new| Arc::ptr_eq(old, new));
+        let gone = self.segments().filter(stays).cloned().collect();
+        let closed = segments.into_iter().map(|segment| ClosedSegment {
+            segment,
+            producers: None,
+            block_crcs: None,
+        });
+        self.closed = closed.collect();
+        self.active = None;
+        self.start_offset = manifest.start_offset;
+        self.end_offset = manifest.end_offset;
+        self.last_purged = Some(manifest.last);
+        self.last = Some(manifest.last);
+        let terms = manifest.terms.clone();
+        let controls = members.map(|(id, bytes)| {
+            let (kind, bytes) = (ControlKind::Membership, bytes.clone());
+            (id.index, Control { kind, bytes })
+        });
+        self.raft = Arc::new(RaftMap::from_parts(terms, controls.into_iter().collect()));
+        self.producers = ProducerTable::decode(&manifest.producers).unwrap_or_default();
+        Ok(gone)
+    }
+
     /// Forgets terms and controls that neither Raft nor the walk of a segment can still ask for.
     fn forget_raft(&mut self) {
         let purged = self.last_purged.map_or(RaftIndex::default(), |id| id.index);
@@ -365,7 +394,7 @@ impl LogCore {
     pub(super) fn rebuild_producers(&mut self, now: TimestampMs) -> Result<(), CoreError> {
         let snapshot = |closed: &ClosedSegment| match &closed.producers {
             Some(bytes) => ProducerTable::decode(bytes),
-            None => load_producers(&*self.disk, &self.dir, &closed.segment),
+            None => load_producers(&*self.disk, &closed.segment),
         };
         let found = self
             .closed
@@ -396,14 +425,10 @@ fn first_after(last: Option<LogId>) -> RaftIndex {
 }
 
 /// The snapshot that was written when a segment was sealed.
-fn load_producers(disk: &dyn Disk, dir: &Path, segment: &Segment) -> Option<ProducerTable> {
+pub(super) fn load_producers(disk: &dyn Disk, segment: &Segment) -> Option<ProducerTable> {
     if !segment.is_sealed() {
         return None;
     }
-    let bytes = crate::io::read_whole(
-        disk,
-        &segment_path(dir, segment.base, segment.term, "producers"),
-    )
-    .ok()?;
+    let bytes = crate::io::read_whole(disk, &segment.path.with_extension("producers")).ok()?;
     ProducerTable::decode(&bytes)
 }

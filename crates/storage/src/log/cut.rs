@@ -132,7 +132,7 @@ impl PartitionLog {
 }
 
 /// A segment's file and those beside it.
-fn files_of(segments: &[Arc<Segment>]) -> Vec<PathBuf> {
+pub(super) fn files_of(segments: &[Arc<Segment>]) -> Vec<PathBuf> {
     let beside = [
         "log",
         "index",

@@ -11,13 +11,22 @@ use super::{
     core::ClosedSegment,
     recover::check_unsealed,
     segment::{Segment, SegmentError},
-    state::{PartitionState, SegmentState},
+    state::PartitionState,
     types::RetentionPolicy,
 };
 use crate::{
     io::DiskFile,
     wal::{Completion, RecordKind, StorageFailure, stopped},
 };
+
+/// Who is told that segments were sealed.
+pub(super) struct SealedHook(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for SealedHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SealedHook")
+    }
+}
 
 /// What a checkpoint takes from a partition.
 #[derive(Debug)]
@@ -30,6 +39,10 @@ pub(crate) struct Captured {
     pub(crate) obsolete: Vec<PathBuf>,
     /// The segments that it names as they were cut.
     cut: Vec<Arc<Segment>>,
+    /// The last entry applied, as the state has it.
+    applied: Option<LogId>,
+    /// How many segments of it are sealed.
+    sealed: usize,
 }
 
 impl PartitionLog {
@@ -37,7 +50,7 @@ impl PartitionLog {
     /// between, its batches are checked first, since a seal over rotten bytes would vouch for them. Blocks; holds no lock
     /// while it reads and writes.
     pub(crate) fn seal_closed(&self) -> std::io::Result<()> {
-        let (dir, raft, unsealed) = {
+        let (raft, unsealed) = {
             let inner = self.inner.lock();
             if inner.removed {
                 return Ok(());
@@ -46,8 +59,7 @@ impl PartitionLog {
                 !closed.segment.is_sealed() && !closed.segment.is_newly_cut()
             };
             let unsealed: Vec<_> = inner.core.closed.iter().filter(to_seal).cloned().collect();
-            let (dir, raft) = (inner.core.dir.clone(), Arc::clone(&inner.core.raft));
-            (dir, raft, unsealed)
+            (Arc::clone(&inner.core.raft), unsealed)
         };
         for closed in unsealed {
             if self.damage().is_some() {
@@ -67,7 +79,7 @@ impl PartitionLog {
                 }
             }
             let (producers, crcs) = (closed.producers.as_deref(), closed.block_crcs.as_deref());
-            segment.seal(&*self.context.disk, &dir, producers, crcs)?;
+            segment.seal(&*self.context.disk, producers, crcs)?;
             segment.note_scrubbed(self.context.clock.monotonic());
             let mut inner = self.inner.lock();
             for closed in inner
@@ -112,6 +124,8 @@ impl PartitionLog {
                 unsynced: Vec::new(),
                 obsolete: Vec::new(),
                 cut: Vec::new(),
+                applied: inner.applied.0,
+                sealed: inner.checkpointed_sealed,
             });
         }
         let mut encoded = Vec::new();
@@ -125,11 +139,14 @@ impl PartitionLog {
         let obsolete = inner.obsolete.clone();
         let cut = inner.core.segments().filter(|s| s.is_newly_cut());
         let cut = cut.cloned().collect();
+        let sealed = inner.core.segments().filter(|s| s.is_sealed()).count();
         Some(Captured {
             state,
             unsynced,
             obsolete,
             cut,
+            applied: inner.applied.0,
+            sealed,
         })
     }
 
@@ -156,8 +173,15 @@ impl PartitionLog {
                 self.context.disk.rename(path, &aside).ok().map(|()| aside)
             })
             .collect();
+        inner.checkpointed_applied = captured.applied;
+        let sealed = std::mem::replace(&mut inner.checkpointed_sealed, captured.sealed);
         drop(inner);
         self.context.remove_files_now(&aside);
+        if sealed != captured.sealed
+            && let Some(SealedHook(tell)) = self.on_sealed.get()
+        {
+            tell();
+        }
     }
 
     /// The checkpoint that a capture was for did not happen.
@@ -270,6 +294,36 @@ impl PartitionLog {
         Ok(())
     }
 
+    /// Up to where Raft's log may forget what followers that are far behind copy by segments instead: the end of a sealed
+    /// segment behind which another closed one and at least `keep_bytes` follow, where that was applied as of the last
+    /// checkpoint. Its last entry, and the offset that follows it. `None` where it may forget nothing more.
+    pub fn copied_point(&self, keep_bytes: u64) -> Option<(LogId, Offset)> {
+        let inner = self.inner.lock();
+        let core = &inner.core;
+        let applied = inner.checkpointed_applied?;
+        let mut kept = core.active.as_ref().map_or(0, |active| active.len());
+        let mut at = core.closed.len();
+        while at > 1 && (kept < keep_bytes || at == core.closed.len()) {
+            at -= 1;
+            kept += core.closed.get(at)?.segment.len();
+        }
+        let (before, next) = (core.closed.get(at.checked_sub(1)?)?, core.closed.get(at)?);
+        let index = RaftIndex::new(next.segment.first_index.get().checked_sub(1)?);
+        let purged = core.last_purged;
+        let possible = kept >= keep_bytes
+            && before.segment.is_sealed()
+            && index <= applied.index
+            && purged.is_none_or(|purged| purged.index < index);
+        let term = core.raft.term_of(index)?;
+        possible.then_some((LogId { term, index }, next.segment.base))
+    }
+
+    /// Calls `f`, on the thread that checkpoints, after each checkpoint that sealed segments of this log. It must not block.
+    pub fn on_sealed(&self, f: Box<dyn Fn() + Send + Sync>) {
+        // The first one stays.
+        drop(self.on_sealed.set(SealedHook(f)));
+    }
+
     /// Up to where Raft's log may be purged: the entry before the first segment's first batch, and the offset that
     /// follows it. `None` while nothing was trimmed.
     pub fn purge_point(&self) -> Option<(LogId, Offset)> {
@@ -286,18 +340,7 @@ impl PartitionLog {
 impl Inner {
     pub(super) fn partition_state(&self, key: quipu_model::PartitionKey) -> PartitionState {
         let core = &self.core;
-        let state_of = |segment: &Arc<Segment>| SegmentState {
-            base: segment.base,
-            next_offset: segment.next_offset(),
-            first: LogId {
-                term: segment.term,
-                index: segment.first_index,
-            },
-            sealed: segment.is_sealed(),
-            bytes: segment.len(),
-            created: segment.created,
-        };
-        let mut segments: Vec<_> = core.segments().map(state_of).collect();
+        let mut segments: Vec<_> = core.segments().map(|segment| segment.state()).collect();
         segments.extend(&self.unopened);
         segments.sort_by_key(|segment| segment.base);
         PartitionState {

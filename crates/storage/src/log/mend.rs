@@ -20,7 +20,7 @@ use super::{
     raft_map::RaftMap,
     recover::check_unsealed,
     seal::{BLOCK_BYTES, Seal},
-    segment::{Segment, SegmentError, segment_path},
+    segment::{Segment, SegmentError},
     state::SegmentState,
     wounds::{Voucher, Wound, by_batches, by_seal, open_whole, sound_index},
 };
@@ -61,7 +61,7 @@ impl Mending {
         segment: SegmentState,
         raft: &Arc<RaftMap>,
     ) -> Result<Option<Self>, RepairError> {
-        let path = segment_path(dir, segment.base, segment.first.term, "log");
+        let path = segment.path(dir, "log");
         let failed = |error| RepairError::io(&path, error);
         let old = open_whole(&**disk, &path, &segment).map_err(failed)?;
         let seal = segment.sealed.then(|| read_seal(&**disk, &path, &segment));
@@ -123,7 +123,7 @@ impl Mending {
 
     /// The segment's file.
     pub fn path(&self) -> PathBuf {
-        segment_path(&self.dir, self.segment.base, self.segment.first.term, "log")
+        self.segment.path(&self.dir, "log")
     }
 
     /// What is to be [`put`](Self::put) next: batches from the first offset on, up to, not including, the second. `None`:
@@ -288,7 +288,7 @@ impl Mending {
             disk.rename(&seal, &aside).map_err(failed)?;
         }
         segment
-            .seal(disk, &self.dir, producers.as_deref(), None)
+            .seal(disk, producers.as_deref(), None)
             .map_err(failed)
     }
 }

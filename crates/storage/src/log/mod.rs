@@ -7,8 +7,11 @@ mod core;
 mod cut;
 mod damage;
 mod error;
+mod incoming;
 mod index;
+mod install;
 mod maintain;
+mod manifest;
 mod mend;
 mod producers;
 mod raft_map;
@@ -22,7 +25,11 @@ mod state;
 mod types;
 mod wounds;
 
-use std::{collections::VecDeque, path::PathBuf, sync::Arc};
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -32,6 +39,8 @@ pub use self::{
     append::Reservation,
     copied::{BadCopy, check_copied},
     error::{AppendError, ReadError, RepairError, ReserveError},
+    incoming::{Incoming, IncomingError},
+    manifest::{BadManifest, Manifest, ManifestSegment},
     mend::Mending,
     producers::MAX_PRODUCER_BATCHES,
     repair::DamagedLog,
@@ -49,13 +58,12 @@ pub(crate) use self::{
     recover::RecoveringLog,
     seal::{BLOCK_BYTES, Seal},
     segment::Segment,
-    segment::segment_path,
-    state::PartitionState,
-    state::SegmentState,
+    state::{PartitionState, STATE_FORMAT, SegmentState},
 };
 use self::{
     core::{CoreError, LogCore},
     damage::DamageLatch,
+    maintain::SealedHook,
     segment::SegmentError,
 };
 use crate::{
@@ -73,6 +81,7 @@ pub struct PartitionLog {
     damage: DamageLatch,
     /// Records of the write-ahead log could not all be repeated into it: they must stay where they are.
     incomplete: bool,
+    on_sealed: OnceLock<SealedHook>,
 }
 
 /// What Raft has applied: the last entry, and the membership in force with the entry that set it.
@@ -91,6 +100,9 @@ struct Inner {
     lsn: Lsn,
     /// Bytes promised to batches on their way here.
     reserved_bytes: u64,
+    /// As of the last checkpoint that is durable: the last entry applied, and how many segments were sealed.
+    checkpointed_applied: Option<LogId>,
+    checkpointed_sealed: usize,
     /// The encoded state of the last checkpoint; `None` once something has changed.
     captured: Option<Bytes>,
     /// Why nothing is written here any more, once that is so: the partition was removed, or the store closed.
@@ -143,10 +155,10 @@ impl PartitionLog {
         self.inner.lock().core.config = config;
     }
 
-    /// The newest entry at or before `index` that says who votes, and what it says; `None` where that is not known. It is known
-    /// also of an index up to which the log was purged.
-    pub fn membership_at(&self, index: RaftIndex) -> Option<(LogId, Bytes)> {
-        self.inner.lock().core.raft.membership_at(index)
+    /// The newest entry of a kind at or before `index`, and what it says; `None` where that is not known. Who votes is known also of
+    /// an index up to which the log was purged.
+    pub fn newest_control(&self, kind: ControlKind, index: RaftIndex) -> Option<(LogId, Bytes)> {
+        self.inner.lock().core.raft.newest_control(kind, index)
     }
 
     /// What the log remembers of an idempotent producer.

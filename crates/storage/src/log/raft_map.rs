@@ -79,11 +79,14 @@ impl RaftMap {
         self.controls.split_off(&index);
     }
 
-    /// The newest entry at or before `index` that says who votes.
-    pub(super) fn membership_at(&self, index: RaftIndex) -> Option<(LogId, Bytes)> {
+    /// The newest entry of a kind at or before `index`.
+    pub(super) fn newest_control(
+        &self,
+        kind: ControlKind,
+        index: RaftIndex,
+    ) -> Option<(LogId, Bytes)> {
         let mut before = self.controls.range(..=index).rev();
-        let (index, control) =
-            before.find(|(_, control)| control.kind == ControlKind::Membership)?;
+        let (index, control) = before.find(|(_, control)| control.kind == kind)?;
         let (term, index) = (self.term_of(*index)?, *index);
         Some((LogId { term, index }, control.bytes.clone()))
     }
@@ -91,7 +94,7 @@ impl RaftMap {
     /// Forgets what stands before `index`, but for the term that `index` itself may be in, and for who votes there: a replica
     /// that gets what comes after must be told.
     pub(super) fn forget_before(&mut self, index: RaftIndex) {
-        let membership = self.membership_at(index);
+        let membership = self.newest_control(ControlKind::Membership, index);
         self.controls = self.controls.split_off(&index);
         let mut from = index;
         if let Some((id, bytes)) = membership {

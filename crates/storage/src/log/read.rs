@@ -42,6 +42,43 @@ impl PartitionLog {
             .map_err(|error| self.read_error(&segment, error))
     }
 
+    /// What a [`Self::read`] gives, for another replica to keep: also what stands below the start offset, in a segment that
+    /// holds more. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn copy(
+        &self,
+        from: Offset,
+        max_bytes: usize,
+        up_to: Offset,
+    ) -> Result<ReadBatches, ReadError> {
+        self.check_undamaged()?;
+        let segment = {
+            let inner = self.inner.lock();
+            let core = &inner.core;
+            let start = core.segments().next().map_or(core.start_offset, |s| s.base);
+            if from < start || up_to > core.end_offset || from > up_to {
+                return Err(self.out_of_range(from, start, core.end_offset));
+            }
+            let holds = |segment: &&Arc<Segment>| segment.base <= from;
+            core.segments().rev().find(holds).cloned()
+        };
+        let Some(segment) = segment.filter(|_| from < up_to) else {
+            return Ok(ReadBatches {
+                bytes: Bytes::new(),
+                next_offset: from,
+            });
+        };
+        let failed = |error| self.read_error(&segment, error);
+        self.prepare_index(&segment);
+        let position = segment.search_from(|entry| entry.offset <= from);
+        let position = position.map_err(failed)?.position;
+        let populated = segment.populate(position, max_bytes.saturating_add(WALK_BYTES));
+        populated.map_err(|error| failed(error.into()))?;
+        read_batches(&segment, from, max_bytes, up_to).map_err(failed)
+    }
+
     /// Brings the bytes that a [`Self::read`] would lend into memory. Blocks for as long as the disk takes; where it
     /// fails, the read fails too, instead of the process.
     ///

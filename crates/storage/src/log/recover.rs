@@ -4,7 +4,7 @@ use std::{
     collections::{HashSet, VecDeque},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bytes::{Buf, Bytes, TryGetError};
@@ -19,11 +19,12 @@ use super::{
     active::ActiveSegment,
     core::{ClosedSegment, CoreError, LogCore, SPARE_NAME},
     damage::{DamageLatch, MARK_FILE, read_mark},
+    incoming::INCOMING_DIR,
     index::{IndexEntry, SparseIndex},
     mend,
     raft_map::RaftMap,
     seal::Seal,
-    segment::{Segment, SegmentError, segment_path},
+    segment::{Segment, SegmentError},
     state::{PartitionState, SegmentState},
     types::{Control, ControlKind},
 };
@@ -131,8 +132,8 @@ impl RecoveringLog {
     }
 
     fn load_sealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {
-        let (disk, dir, term) = (&*self.core.disk, &self.core.dir, state.first.term);
-        let path = segment_path(dir, state.base, term, "seal");
+        let disk = &*self.core.disk;
+        let path = state.path(&self.core.dir, "seal");
         let seal = read_whole(disk, &path).map_err(|error| (path.clone(), error.to_string()))?;
         let seal = Seal::decode(&seal).map_err(|detail| (path.clone(), detail.to_owned()))?;
         if (seal.base, seal.next_offset, seal.data_bytes)
@@ -140,12 +141,13 @@ impl RecoveringLog {
         {
             return Err((path, "the seal is another segment's".to_owned()));
         }
-        Segment::open_sealed(disk, dir, (term, state.created), seal)
-            .map_err(|error| (path.with_extension("log"), error.to_string()))
+        let log = path.with_extension("log");
+        Segment::open_sealed(disk, log.clone(), (state.first.term, state.created), seal)
+            .map_err(|error| (log, error.to_string()))
     }
 
     fn load_unsealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {
-        let path = segment_path(&self.core.dir, state.base, state.first.term, "log");
+        let path = state.path(&self.core.dir, "log");
         let opened = self
             .core
             .disk
@@ -270,6 +272,14 @@ impl RecoveringLog {
                 self.core.trim(start);
                 Ok(())
             }
+            RecordKind::Install => {
+                let state = payload
+                    .try_get_u32_le()
+                    .and_then(|format| PartitionState::decode(&mut payload, format))
+                    .map_err(|_| bad("an install record cut short"))?;
+                self.install(state);
+                Ok(())
+            }
             RecordKind::Removed | RecordKind::Mark => Ok(()),
         };
         match replayed {
@@ -282,6 +292,16 @@ impl RecoveringLog {
                 Ok(())
             }
         }
+    }
+
+    /// Another replica's log stands in place of this one: what was loaded before is void, but for the vote.
+    fn install(&mut self, state: PartitionState) {
+        self.unloaded.clear();
+        self.core.closed.clear();
+        self.core.active = None;
+        let here = (self.core.config.segment_bytes, self.core.vote, self.lsn);
+        self.load(state);
+        (self.core.config.segment_bytes, self.core.vote, self.lsn) = here;
     }
 
     /// Whatever stands before is void.
@@ -365,6 +385,7 @@ impl RecoveringLog {
             context,
             damage: DamageLatch::new(damage),
             incomplete,
+            on_sealed: OnceLock::new(),
             inner: Mutex::new(inner),
         }))
     }
@@ -395,6 +416,8 @@ impl RecoveringLog {
             core: self.core,
             recent: VecDeque::new(),
             recovered_applied: self.applied.clone(),
+            checkpointed_applied: self.applied.0,
+            checkpointed_sealed: 0,
             applied: self.applied,
             lsn: self.lsn,
             reserved_bytes: 0,
@@ -483,6 +506,7 @@ impl RecoveringLog {
         }
         kept.insert(self.core.dir.join(SPARE_NAME));
         kept.insert(self.core.dir.join(MARK_FILE));
+        kept.insert(self.core.dir.join(INCOMING_DIR));
         let names = self.core.disk.list(&self.core.dir)?;
         Ok(names
             .iter()

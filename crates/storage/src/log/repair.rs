@@ -13,7 +13,6 @@ use super::{
     damage::MARK_FILE,
     read::read_batches,
     recover::RecoveringLog,
-    segment::segment_path,
     state::{PartitionState, SegmentState},
 };
 use crate::PartitionDamage;
@@ -93,8 +92,7 @@ impl DamagedLog {
             let raft = Arc::clone(&inner.core.raft);
             (inner.core.dir.clone(), inner.partition_state(log.key), raft)
         };
-        let path_of =
-            |segment: &SegmentState| segment_path(&dir, segment.base, segment.first.term, "log");
+        let path_of = |segment: &SegmentState| segment.path(&dir, "log");
         let is_named = |segment: &&SegmentState| {
             path_of(segment).with_extension("") == self.damage.path.with_extension("")
         };

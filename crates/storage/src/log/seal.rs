@@ -114,6 +114,15 @@ impl Seal {
         (known && fits).then_some(seal)
     }
 
+    /// One number for all the bytes.
+    pub(crate) fn checksum(&self) -> u32 {
+        let mut all = crc32fast::Hasher::new();
+        for crc in &self.block_crcs {
+            all.update(&crc.to_le_bytes());
+        }
+        all.finalize()
+    }
+
     /// The whole blocks around a range, clipped to the data: what must be read to check the range.
     pub(crate) fn blocks_around(&self, position: Position, len: usize) -> std::ops::Range<u64> {
         let start = position.get() / BLOCK_BYTES * BLOCK_BYTES;

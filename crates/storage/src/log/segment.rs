@@ -18,6 +18,7 @@ use super::{
     index::{ENTRY_LEN, IndexEntry, SparseIndex, UNKNOWN_RAFT_INDEX},
     scan::Scan,
     seal::{BLOCK_BYTES, Seal},
+    state::SegmentState,
 };
 use crate::io::{Disk, DiskFile, OpenMode};
 
@@ -41,9 +42,19 @@ impl From<io::Error> for SegmentError {
 /// The path of a segment's file with an ending: `log`, `index`, `seal`, `producers`.
 ///
 /// The name carries the term of the segment's first entry behind its base offset: after a truncation another segment may
-/// begin at the same offset, in a later term, while a checkpoint still names the old one.
+/// begin at the same offset, in a later term, while a checkpoint still names the old one. One that came from another replica
+/// may begin like one that is here: its name carries a generation, too (see [`SegmentState::path`](super::SegmentState::path)).
 pub(crate) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -> PathBuf {
     dir.join(format!("{:020}-{}.{ending}", base.get(), term))
+}
+
+/// The generation in the name of a segment's file; 0 where there is none.
+pub(super) fn generation_of(name: &str) -> u32 {
+    let stem = name.split('.').next().unwrap_or_default();
+    let generation = stem.split('-').nth(2);
+    generation
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_default()
 }
 
 /// A segment as readers see it. All below `len` is written and never changes.
@@ -94,11 +105,10 @@ impl Segment {
     /// The sealed segment that a seal on disk describes.
     pub(super) fn open_sealed(
         disk: &dyn Disk,
-        dir: &Path,
+        path: PathBuf,
         (term, created): (Term, TimestampMs),
         seal: Seal,
     ) -> io::Result<Self> {
-        let path = segment_path(dir, seal.base, term, "log");
         let file = disk.open(&path, OpenMode::Read)?;
         if file.len()? < seal.data_bytes {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -181,6 +191,32 @@ impl Segment {
 
     pub(super) fn records(&self) -> u64 {
         self.next_offset().since(self.base)
+    }
+
+    /// As a checkpoint keeps it.
+    pub(super) fn state(&self) -> SegmentState {
+        SegmentState {
+            base: self.base,
+            next_offset: self.next_offset(),
+            first: LogId {
+                term: self.term,
+                index: self.first_index,
+            },
+            sealed: self.is_sealed(),
+            bytes: self.len(),
+            created: self.created,
+            generation: self.generation(),
+        }
+    }
+
+    fn generation(&self) -> u32 {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        name.map_or(0, generation_of)
+    }
+
+    /// One number for all its bytes, where it is sealed.
+    pub(super) fn checksum(&self) -> Option<u32> {
+        self.seal.get().map(Seal::checksum)
     }
 
     pub(super) fn has_index(&self) -> bool {
@@ -360,7 +396,6 @@ impl Segment {
     pub(super) fn seal(
         &self,
         disk: &dyn Disk,
-        dir: &Path,
         producers: Option<&[u8]>,
         block_crcs: Option<&[u32]>,
     ) -> io::Result<()> {
@@ -383,23 +418,15 @@ impl Segment {
                 None => self.block_crcs()?,
             },
         };
-        crate::io::write_whole(
-            disk,
-            &segment_path(dir, self.base, self.term, "index"),
-            &index,
-        )?;
-        let snapshot = segment_path(dir, self.base, self.term, "producers");
+        crate::io::write_whole(disk, &self.path.with_extension("index"), &index)?;
+        let snapshot = self.path.with_extension("producers");
         match producers {
             Some(producers) => crate::io::write_whole(disk, &snapshot, producers)?,
             // One from before the segment was cut would tell of batches that are gone.
             None if disk.exists(&snapshot) => disk.remove_file(&snapshot)?,
             None => {}
         }
-        crate::io::replace_file(
-            disk,
-            &segment_path(dir, self.base, self.term, "seal"),
-            &seal.encode(),
-        )?;
+        crate::io::replace_file(disk, &self.path.with_extension("seal"), &seal.encode())?;
         let _ = self.seal.set(seal);
         self.load_index(disk);
         self.file

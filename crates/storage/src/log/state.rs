@@ -8,17 +8,23 @@
 //! | terms: count u32, each term u64, first index u64
 //! | controls: count u32, each index u64, kind u8, length u32, bytes
 //! | segments: count u32, each base u64, next offset u64, first batch's term u64 and Raft index u64, sealed u8, bytes u64,
-//!   created i64
+//!   created i64, generation u32 (absent in format 1: 0)
 //! ```
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use bytes::{Buf, BufMut, Bytes, TryGetError};
 use quipu_model::{
     LogId, NodeId, Offset, PartitionId, PartitionKey, RaftIndex, Term, TimestampMs, TopicId, Vote,
 };
 
-use super::types::{Control, ControlKind};
+use super::{
+    segment::segment_path,
+    types::{Control, ControlKind},
+};
 use crate::wal::Lsn;
 
 /// A segment as a checkpoint found it.
@@ -31,7 +37,26 @@ pub(crate) struct SegmentState {
     pub(crate) sealed: bool,
     pub(crate) bytes: u64,
     pub(crate) created: TimestampMs,
+    /// Told apart by it from others that begin at the same offset in the same term; 0 for what was appended here.
+    pub(crate) generation: u32,
 }
+
+impl SegmentState {
+    /// The path of its file with an ending: `log`, `index`, `seal`, `producers`.
+    pub(crate) fn path(&self, dir: &Path, ending: &str) -> PathBuf {
+        let path = segment_path(dir, self.base, self.first.term, ending);
+        match self.generation {
+            0 => path,
+            generation => {
+                let (base, term) = (self.base.get(), self.first.term);
+                path.with_file_name(format!("{base:020}-{term}-{generation}.{ending}"))
+            }
+        }
+    }
+}
+
+/// What [`PartitionState::encode`] writes. A state file and a record of the write-ahead log that hold states carry it.
+pub(crate) const STATE_FORMAT: u32 = 2;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PartitionState {
@@ -92,11 +117,12 @@ impl PartitionState {
             out.put_u8(u8::from(segment.sealed));
             out.put_u64_le(segment.bytes);
             out.put_i64_le(segment.created.get());
+            out.put_u32_le(segment.generation);
         }
     }
 
-    /// Takes one state off the front of `bytes`, which a checksum has vouched for.
-    pub(crate) fn decode(bytes: &mut Bytes) -> Result<Self, TryGetError> {
+    /// Takes one state, in the given format, off the front of `bytes`, which a checksum has vouched for.
+    pub(crate) fn decode(bytes: &mut Bytes, format: u32) -> Result<Self, TryGetError> {
         let mut topic = [0; 16];
         bytes.try_copy_to_slice(&mut topic)?;
         let partition = PartitionId::new(bytes.try_get_u32_le()?);
@@ -149,31 +175,35 @@ impl PartitionState {
                 sealed: bytes.try_get_u8()? == 1,
                 bytes: bytes.try_get_u64_le()?,
                 created: TimestampMs::new(bytes.try_get_i64_le()?),
+                generation: match format {
+                    1 => 0,
+                    _ => bytes.try_get_u32_le()?,
+                },
             });
         }
         Ok(state)
     }
 }
 
-fn put_log_id(out: &mut Vec<u8>, id: Option<LogId>) {
+pub(super) fn put_log_id(out: &mut Vec<u8>, id: Option<LogId>) {
     out.put_u8(u8::from(id.is_some()));
     let id = id.unwrap_or_default();
     out.put_u64_le(id.term.get());
     out.put_u64_le(id.index.get());
 }
 
-fn get_log_id(bytes: &mut Bytes) -> Result<Option<LogId>, TryGetError> {
+pub(super) fn get_log_id(bytes: &mut Bytes) -> Result<Option<LogId>, TryGetError> {
     let present = bytes.try_get_u8()? == 1;
     let id = LogId::new(bytes.try_get_u64_le()?, bytes.try_get_u64_le()?);
     Ok(present.then_some(id))
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.put_u32_le(bytes.len() as u32);
     out.put_slice(bytes);
 }
 
-fn get_bytes(bytes: &mut Bytes) -> Result<Bytes, TryGetError> {
+pub(super) fn get_bytes(bytes: &mut Bytes) -> Result<Bytes, TryGetError> {
     let len = bytes.try_get_u32_le()? as usize;
     if len > bytes.len() {
         return Err(TryGetError {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::OpenError;
 use crate::{
     io::{Disk, read_whole, replace_file},
-    log::PartitionState,
+    log::{PartitionState, STATE_FORMAT},
     wal::Lsn,
 };
 
@@ -76,7 +76,7 @@ pub(crate) fn read_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
 pub(super) fn write_raft_state(disk: &dyn Disk, lsn: Lsn, states: &[Bytes]) -> std::io::Result<()> {
     let mut out = Vec::with_capacity(28 + states.iter().map(Bytes::len).sum::<usize>());
     out.put_slice(MAGIC);
-    out.put_u32_le(FORMAT);
+    out.put_u32_le(STATE_FORMAT);
     out.put_u64_le(lsn.get());
     out.put_u32_le(states.len() as u32);
     for state in states {
@@ -120,17 +120,17 @@ pub(crate) fn read_raft_state_at(
         return Err(damaged("it is not a state file"));
     }
     let found = rest.get_u32_le();
-    if found > FORMAT {
+    if found > STATE_FORMAT {
         return Err(OpenError::NewerFormat {
             path: file.into(),
             found,
-            supported: FORMAT,
+            supported: STATE_FORMAT,
         });
     }
     let lsn = Lsn::new(rest.get_u64_le());
     let count = rest.get_u32_le();
     let states = (0..count)
-        .map(|_| PartitionState::decode(&mut rest))
+        .map(|_| PartitionState::decode(&mut rest, found))
         .collect::<Result<_, _>>();
     Ok((
         lsn,

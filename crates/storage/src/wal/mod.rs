@@ -85,6 +85,9 @@ pub(crate) enum RecordKind {
     Removed = 7,
     /// Nothing: written when the log falls idle, so that the mark of what is durable follows the last group.
     Mark = 8,
+    /// Another replica's log stands in place of the partition's, up to `log_id` and `base_offset`; payload: the format of the
+    /// state, the state.
+    Install = 9,
 }
 
 impl RecordKind {
@@ -98,6 +101,7 @@ impl RecordKind {
             6 => Self::Trim,
             7 => Self::Removed,
             8 => Self::Mark,
+            9 => Self::Install,
             _ => return None,
         })
     }

@@ -14,4 +14,5 @@ mod open;
 mod partitions;
 mod repair;
 mod support;
+mod take_over;
 mod time;

@@ -1,6 +1,7 @@
 //! Groups of several replicas in one process: what one node alone cannot show. Every message is taken into its parts and made of
 //! them again on its way, as a transport between processes does.
 
+mod catch_up;
 mod faults;
 mod gone;
 mod members;
@@ -37,6 +38,9 @@ struct Wires {
     partitions: Mutex<HashMap<NodeId, Partition>>,
     cut: Mutex<HashSet<NodeId>>,
     sent: AtomicU64,
+    /// Bytes of copies that arrived, and how many may still.
+    copied: AtomicU64,
+    copies_left: Mutex<Option<u64>>,
 }
 
 #[derive(Debug)]
@@ -188,11 +192,33 @@ impl Transport for Wire {
         request: CopyRequest,
         timeout: Duration,
     ) -> Called<'_, CopyResponse> {
-        self.call(
+        let may_arrive = self.wires.copies_left.lock().as_mut().is_none_or(|left| {
+            let more = *left > 0;
+            *left = left.saturating_sub(1);
+            more
+        });
+        let wires = Arc::clone(&self.wires);
+        let small = CopyRequest {
+            max_bytes: 2000,
+            ..request
+        };
+        let called = self.call(
             target,
             timeout,
-            |p| async move { p.receive_copy(request).await },
-        )
+            |p| async move { p.receive_copy(small).await },
+        );
+        async move {
+            let answer = called.await?;
+            if !may_arrive {
+                return Err(lost(target, "cut off"));
+            }
+            if let CopyResponse::Batches { bytes, .. } = &answer {
+                let len = bytes.len() as u64;
+                wires.copied.fetch_add(len, Ordering::Relaxed);
+            }
+            Ok(answer)
+        }
+        .boxed()
     }
 }
 
@@ -208,6 +234,8 @@ struct Cluster {
     members: BTreeMap<NodeId, Member>,
     /// After how long without traffic the group sleeps.
     idle: Duration,
+    /// How far behind a follower may be before it copies segments.
+    copy_behind: u64,
 }
 
 fn node(id: u64) -> NodeId {
@@ -221,10 +249,15 @@ impl Cluster {
     }
 
     async fn start_idling(idle: Duration) -> Self {
+        Self::start_with(idle, u64::MAX).await
+    }
+
+    async fn start_with(idle: Duration, copy_behind: u64) -> Self {
         let mut cluster = Self {
             wires: Arc::default(),
             members: BTreeMap::new(),
             idle,
+            copy_behind,
         };
         let founders = [1, 2, 3].map(node);
         for founder in founders {
@@ -245,8 +278,9 @@ impl Cluster {
             from: node,
             wires: Arc::clone(&self.wires),
         };
-        let replicator =
-            Replicator::new(node, Arc::clone(&store), Arc::new(wire)).sleep_after(self.idle);
+        let replicator = Replicator::new(node, Arc::clone(&store), Arc::new(wire))
+            .sleep_after(self.idle)
+            .copy_behind(self.copy_behind);
         let config = TopicConfig {
             segment_bytes: 4096,
             ..TopicConfig::default()

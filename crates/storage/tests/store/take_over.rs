@@ -1,0 +1,301 @@
+//! A log that is far behind takes over another's segments: whole or not at all, and a copy that was cut off goes on.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, mpsc},
+};
+
+use bytes::Bytes;
+use quipu_model::{LogId, Offset, ProducerEpoch, ProducerId, Sequence};
+use quipu_storage::{
+    Incoming, IncomingError, Manifest, PartitionLog, ReadError, StorageFailure, Store,
+    io::FaultyDisk,
+};
+
+use super::support::*;
+
+/// So many records stand in the log that is taken over.
+const RECORDS: u64 = 23;
+
+/// A log of several segments, most of them sealed.
+fn source() -> (Store, Arc<PartitionLog>) {
+    let store = open(&FaultyDisk::new(1));
+    let log = store.create_partition(key(0), small_segments()).unwrap();
+    for n in 0..RECORDS {
+        let producer = (ProducerId::new(5), ProducerEpoch::new(0));
+        let batch = batch(&value(n, 900));
+        let batch = batch.with_producer(producer.0, producer.1, Sequence::new(n as i32));
+        let done = submit(&log, 2, vec![batch]).unwrap();
+        done.recv().unwrap().unwrap();
+        if n == RECORDS - 4 {
+            store.checkpoint().unwrap();
+        }
+    }
+    assert!(log.state().segments > 4);
+    (store, log)
+}
+
+fn all_of(log: &PartitionLog) -> Manifest {
+    let state = log.state();
+    log.manifest(state.last.unwrap(), state.end_offset).unwrap()
+}
+
+/// Copies at most so many pieces of what is wanted; how many bytes that were.
+fn copy(from: &PartitionLog, to: &mut Incoming, pieces: usize) -> Result<usize, IncomingError> {
+    let mut bytes = 0;
+    for _ in 0..pieces {
+        let Some((next, up_to)) = to.wanted() else {
+            break;
+        };
+        let read = from.copy(next, 1500, up_to).unwrap();
+        to.take(&read.bytes)?;
+        bytes += read.bytes.len();
+    }
+    Ok(bytes)
+}
+
+fn install(log: &PartitionLog, incoming: &Incoming) -> Option<Result<(), StorageFailure>> {
+    let (sender, done) = mpsc::channel();
+    let members = Some((LogId::new(2, 0), Bytes::from_static(b"members")));
+    let done_with = Box::new(move |result| drop(sender.send(result)));
+    log.install(incoming, members, done_with).ok()?;
+    done.recv().ok()
+}
+
+/// A log with a little of the same, and something of its own that was never committed.
+fn behind(disk: &FaultyDisk, source: &PartitionLog) -> (Store, Arc<PartitionLog>) {
+    let store = open(disk);
+    let log = store.create_partition(key(0), small_segments()).unwrap();
+    let mine = values(source).unwrap();
+    for value in &mine[..2] {
+        append(&log, 2, value);
+    }
+    append(&log, 3, b"mine alone");
+    store.checkpoint().unwrap();
+    append(&log, 3, b"and this");
+    (store, log)
+}
+
+#[test]
+fn a_log_is_taken_over_with_all_that_was_in_it_and_goes_on() {
+    let (_source_store, from) = source();
+    let disk = FaultyDisk::new(2);
+    let (store, log) = behind(&disk, &from);
+    let manifest = Manifest::decode(all_of(&from).encode()).unwrap();
+    assert_eq!(manifest, all_of(&from));
+    let mut incoming = Incoming::open(Arc::clone(&log), manifest).unwrap();
+    copy(&from, &mut incoming, usize::MAX).unwrap();
+    install(&log, &incoming).unwrap().unwrap();
+    let check = |log: &PartitionLog| {
+        assert_eq!(values(log).unwrap(), values(&from).unwrap());
+        let (here, there) = (log.state(), from.state());
+        assert_eq!((here.last, here.end_offset), (there.last, there.end_offset));
+        assert_eq!(here.last_purged, here.last);
+        let producer = ProducerId::new(5);
+        assert_eq!(log.producer_tail(producer), from.producer_tail(producer));
+    };
+    check(&log);
+    for (reopened, checkpointed) in [(false, false), (true, false), (true, true)] {
+        let fork = disk.fork(9);
+        if checkpointed {
+            store.checkpoint().unwrap();
+        }
+        if reopened {
+            fork.crash();
+            let store = open(&fork);
+            check(&store.partition(key(0)).unwrap());
+        }
+    }
+    append(&log, 4, b"later");
+    store.close().unwrap();
+    let store = open(&disk);
+    let log = store.partition(key(0)).unwrap();
+    let mut all = values(&from).unwrap();
+    all.push(b"later".to_vec());
+    assert_eq!(values(&log).unwrap(), all);
+    assert_eq!(log.state().segments, from.state().segments + 1);
+    drop((store, log));
+    let disk: Arc<dyn quipu_storage::io::Disk> = Arc::new(disk);
+    let report = quipu_storage::inspect::verify(&disk).unwrap();
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+}
+
+#[test]
+fn a_log_may_be_taken_over_up_to_the_middle_of_a_segment_and_from_a_trimmed_start_on() {
+    let (_source_store, from) = source();
+    from.trim(Offset::new(6)).unwrap();
+    for end in [7, 11, 21, RECORDS] {
+        let last = LogId::new(2, end - 1);
+        let manifest = from.manifest(last, Offset::new(end)).unwrap();
+        let (_store, log) = behind(&FaultyDisk::new(2), &from);
+        let mut incoming = Incoming::open(Arc::clone(&log), manifest).unwrap();
+        copy(&from, &mut incoming, usize::MAX).unwrap();
+        install(&log, &incoming).unwrap().unwrap();
+        let state = log.state();
+        assert_eq!(
+            (state.start_offset, state.end_offset),
+            (Offset::new(6), Offset::new(end))
+        );
+        assert_eq!(
+            values(&log).unwrap(),
+            values(&from).unwrap()[..end as usize - 6]
+        );
+        let tail = log.producer_tail(ProducerId::new(5)).unwrap();
+        let newest = tail.batches.last().unwrap().base_offset;
+        assert_eq!(newest, Offset::new(end - 1));
+    }
+    let past = from.manifest(LogId::new(2, 4), Offset::new(5));
+    assert!(
+        matches!(past, Err(ReadError::OutOfRange { .. })),
+        "it was trimmed"
+    );
+}
+
+#[test]
+fn segments_that_are_here_are_not_copied_again() {
+    let (_source_store, from) = source();
+    let disk = FaultyDisk::new(2);
+    let (store, log) = behind(&disk, &from);
+    let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+    copy(&from, &mut incoming, usize::MAX).unwrap();
+    install(&log, &incoming).unwrap().unwrap();
+    store.checkpoint().unwrap();
+    append(&from, 5, &value(77, 900));
+    let manifest = all_of(&from);
+    let unsealed = manifest.segments.iter().filter(|s| s.checksum.is_none());
+    let unsealed: u64 = unsealed.map(|segment| segment.bytes).sum();
+    let mut incoming = Incoming::open(Arc::clone(&log), manifest).unwrap();
+    let again = copy(&from, &mut incoming, usize::MAX).unwrap();
+    assert_eq!(again as u64, unsealed);
+    install(&log, &incoming).unwrap().unwrap();
+    assert_eq!(values(&log).unwrap(), values(&from).unwrap());
+}
+
+#[test]
+fn a_copy_that_was_cut_off_at_any_point_goes_on_from_there() {
+    let (_source_store, from) = source();
+    let whole = from.state().size_bytes as usize;
+    let pieces = whole.div_ceil(1000) + 5;
+    for stop in 0..pieces {
+        for power_lost in [false, true] {
+            let disk = FaultyDisk::new(stop as u64);
+            let (store, log) = behind(&disk, &from);
+            let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+            let first = copy(&from, &mut incoming, stop).unwrap();
+            drop((incoming, log));
+            let disk = if power_lost {
+                let fork = disk.fork(stop as u64);
+                fork.crash();
+                fork
+            } else {
+                store.close().unwrap();
+                disk
+            };
+            let store = open(&disk);
+            let log = store.partition(key(0)).unwrap();
+            assert_eq!(
+                log.state().end_offset,
+                Offset::new(4),
+                "not before all is here"
+            );
+            let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+            let second = copy(&from, &mut incoming, usize::MAX).unwrap();
+            // Without power, what of one segment was not synced may be gone.
+            let lost = if power_lost { 4096 } else { 0 };
+            assert!(
+                first + second <= whole + lost,
+                "{stop}: {first} + {second} of {whole}"
+            );
+            install(&log, &incoming).unwrap().unwrap();
+            assert_eq!(values(&log).unwrap(), values(&from).unwrap());
+        }
+    }
+}
+
+/// Takes the log over on a disk with a planned fault; what is there after the power was lost.
+fn after_fault(plan: impl Fn(&FaultyDisk), from: &PartitionLog) -> (bool, u64) {
+    let disk = FaultyDisk::new(4);
+    let (_store, log) = behind(&disk, from);
+    let incoming = Incoming::open(Arc::clone(&log), all_of(from)).and_then(|mut incoming| {
+        plan(&disk);
+        copy(from, &mut incoming, usize::MAX).map(|_| incoming)
+    });
+    let installed = incoming.is_ok_and(|incoming| matches!(install(&log, &incoming), Some(Ok(()))));
+    let fork = disk.fork(11);
+    fork.crash();
+    let store = open(&fork);
+    let log = store.partition(key(0)).unwrap();
+    let end = log.state().end_offset.get();
+    let found = values(&log).unwrap();
+    let all = values(from).unwrap();
+    match end {
+        4 => assert_eq!(found[..2], all[..2]),
+        _ => assert_eq!(found, all),
+    }
+    (installed, end)
+}
+
+#[test]
+fn a_disk_that_fails_at_any_write_or_sync_leaves_the_old_log_or_the_new() {
+    let (_source_store, from) = source();
+    let mut ends = BTreeSet::new();
+    for plan in [FaultyDisk::fail_write_at, FaultyDisk::fail_sync_at] {
+        for n in 1.. {
+            let (installed, end) = after_fault(|disk| plan(disk, n), &from);
+            assert!(!installed || end == RECORDS, "installed, and gone");
+            ends.insert((installed, end));
+            if installed {
+                break;
+            }
+        }
+    }
+    assert!(
+        ends.contains(&(false, 4)) && ends.contains(&(true, RECORDS)),
+        "{ends:?}"
+    );
+}
+
+#[test]
+fn what_was_changed_on_its_way_is_refused_and_copied_again() {
+    let (_source_store, from) = source();
+    let (_store, log) = behind(&FaultyDisk::new(2), &from);
+    let mut manifest = all_of(&from);
+    let checksum = manifest.segments[1].checksum.as_mut().unwrap();
+    *checksum ^= 1;
+    let mut incoming = Incoming::open(Arc::clone(&log), manifest).unwrap();
+    let (next, up_to) = incoming.wanted().unwrap();
+    let mut bytes = from.read(next, 1500, up_to).unwrap().bytes.to_vec();
+    bytes[100] ^= 1;
+    let refused = incoming.take(&bytes.into());
+    assert!(matches!(refused, Err(IncomingError::Bad(_))), "{refused:?}");
+    assert_eq!(incoming.wanted(), Some((next, up_to)));
+    let refused = copy(&from, &mut incoming, usize::MAX);
+    assert!(
+        matches!(refused, Err(IncomingError::Checksum { .. })),
+        "{refused:?}"
+    );
+    assert!(install(&log, &incoming).is_none(), "not all is here");
+    let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+    copy(&from, &mut incoming, usize::MAX).unwrap();
+    install(&log, &incoming).unwrap().unwrap();
+    assert_eq!(values(&log).unwrap(), values(&from).unwrap());
+}
+
+#[test]
+fn a_manifest_that_lies_or_is_cut_short_is_refused() {
+    let (_source_store, from) = source();
+    let manifest = all_of(&from);
+    let bytes = manifest.encode();
+    for len in 0..bytes.len() {
+        assert!(Manifest::decode(bytes.slice(..len)).is_err(), "{len}");
+    }
+    let mut gap = manifest.clone();
+    gap.segments.remove(1);
+    let mut early = manifest.clone();
+    early.start_offset = Offset::new(RECORDS + 1);
+    let mut term = manifest;
+    term.last = LogId::new(7, 3);
+    for lie in [gap, early, term] {
+        assert!(Manifest::decode(lie.encode()).is_err());
+    }
+}
