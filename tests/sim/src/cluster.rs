@@ -26,6 +26,9 @@ use crate::{
 };
 
 /// What all parts of a run share.
+/// So few bytes that followers copy segments often.
+const COPY_BEHIND: u64 = 48 << 10;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<NodeId>,
@@ -197,7 +200,8 @@ impl Cluster {
             invariants: self.invariants.clone(),
             mutant: self.mutant,
         };
-        let replicator = Replicator::new(node, Arc::clone(store), Arc::new(wire));
+        let replicator =
+            Replicator::new(node, Arc::clone(store), Arc::new(wire)).copy_behind(COPY_BEHIND);
         let mut partitions = Vec::new();
         for key in &self.keys {
             match replicator.start(*key, &self.nodes, topic_config()).await {
