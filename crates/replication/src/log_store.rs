@@ -255,10 +255,17 @@ impl RaftLogReader<Types> for LogReader {
         if first >= end {
             return Ok(Vec::new());
         }
-        self.group
+        let entries = self
+            .group
             .log
             .entries(RaftIndex::new(first), RaftIndex::new(end), MAX_READ_BYTES)
-            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
+        // A stream that was given up may still ask for what was purged since: it must not take what stands behind for that.
+        // Of nothing, the network makes an error (`network::Peer::lacks_entries`).
+        if entries.first().is_some_and(|e| e.id.index.get() != start) {
+            return Ok(Vec::new());
+        }
+        entries
             .into_iter()
             .map(|entry| Ok(from_log_entry(entry)?))
             .collect()
@@ -397,5 +404,28 @@ mod tests {
                 Ok(Offset::new(4))
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_behind_a_purge_gets_nothing_instead_of_what_stands_behind() {
+        let store = open(Arc::new(FaultyDisk::new(1)));
+        let log = store
+            .create_partition(key(), TopicConfig::default())
+            .unwrap();
+        let group = Group::load(NODE, Arc::clone(&store), Arc::clone(&log)).unwrap();
+        let mut log_store = LogStore::new(Arc::clone(&group), &Membership::default());
+        let entry = |index| RaftEntry::new_blank(RaftLogId::new(1.into(), index));
+        let entries: Vec<RaftEntry> = (0..9).map(entry).collect();
+        log_store.append(entries, IOFlushed::noop()).await.unwrap();
+        log_store.purge(RaftLogId::new(1.into(), 4)).await.unwrap();
+        let mut reader = log_store.get_log_reader().await;
+        let mut count = async |start| {
+            reader
+                .limited_get_log_entries(start, 9)
+                .await
+                .unwrap()
+                .len()
+        };
+        assert_eq!([count(3).await, count(4).await, count(5).await], [0, 0, 4]);
     }
 }

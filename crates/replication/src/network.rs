@@ -323,7 +323,7 @@ impl Peer {
         (&*network.transport, self.target, network.log.key())
     }
 
-    /// What tells of a request whether the entries that its receiver lacks next were deleted with their segments. openraft reads
+    /// What tells of a request whether the entries that its receiver lacks next were purged, or deleted with their segments. openraft reads
     /// nothing then, sends that, is told that it arrived, and does so for ever: as long as the stream goes on it keeps the
     /// entries it thinks are on their way from being purged, without which there is no snapshot instead of them.
     fn lacks_entries(
@@ -331,9 +331,14 @@ impl Peer {
     ) -> impl Fn(&raft::AppendEntriesRequest<Types>) -> bool + Send + 'static {
         let log = (!self.heartbeats).then(|| Arc::clone(&self.network.log));
         move |request| {
+            let Some(log) = log.as_ref().filter(|_| request.entries.is_empty()) else {
+                return false;
+            };
             let next = request.prev_log_id.map_or(0, |id| id.index + 1);
-            let deleted = log.as_ref().and_then(|log| log.purge_point());
-            request.entries.is_empty() && deleted.is_some_and(|(last, _)| next <= last.index.get())
+            let deleted = log.purge_point().map(|(last, _)| last);
+            deleted
+                .max(log.state().last_purged)
+                .is_some_and(|last| next <= last.index.get())
         }
     }
 }
@@ -396,7 +401,7 @@ impl RaftNetworkV2<Types> for Peer {
             });
             let deleted = stream::iter(std::iter::from_fn(move || {
                 cut.swap(false, Ordering::Relaxed).then(|| {
-                    let reason = "the entries that it lacks were deleted".to_owned();
+                    let reason = "the entries that it lacks are no longer in the log".to_owned();
                     let node = target;
                     Err(unreachable(TransportError { node, reason }).into())
                 })

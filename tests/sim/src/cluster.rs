@@ -38,6 +38,9 @@ pub(crate) const IDLE: Duration = Duration::from_secs(2);
 /// How long a node that is stopped waits for others to lead.
 const HAND_OVER: Duration = Duration::from_secs(2);
 
+/// So few bytes that followers copy segments often.
+const COPY_BEHIND: u64 = 48 << 10;
+
 /// What all parts of a run share.
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
@@ -189,7 +192,7 @@ impl Cluster {
             disk,
             store,
             pace,
-            replicator: replicator.sleep_after(self.idle()),
+            replicator: replicator.sleep_after(self.idle()).copy_behind(COPY_BEHIND),
             replicas: Replicas::default(),
         };
         for key in &self.keys {

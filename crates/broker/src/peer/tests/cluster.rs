@@ -205,3 +205,34 @@ async fn any_replica_gives_copies_of_what_it_knows_to_be_committed() {
     assert_eq!(copy(1, 5, 7).await, held);
     cluster.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_far_behind_copies_segments_from_its_leader() {
+    let mut cluster = Cluster::start().await;
+    cluster.append(None, 10).await;
+    let leader = cluster.leader(None).await;
+    let behind = (leader + 1) % 3;
+    cluster.cut(behind).await;
+    let cut = cluster.nodes[behind].id;
+    for _ in 1..100 {
+        cluster.append(Some(cut), 8 << 10).await;
+    }
+    let leader = cluster.leader(Some(cut)).await;
+    let store = &cluster.nodes[leader].store;
+    store.checkpoint().unwrap();
+    let log = store.partition(key()).unwrap();
+    let purged = async {
+        while log.state().last_purged.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, purged).await.unwrap();
+    cluster.heal(behind).await;
+    cluster.append(None, 10).await;
+    cluster.all_reach(101).await;
+    let log = cluster.nodes[behind].store.partition(key()).unwrap();
+    let state = log.state();
+    assert!(state.last_purged.is_some(), "it was sent all entries");
+    assert_eq!(state.start_offset, Offset::ZERO);
+    cluster.end().await;
+}

@@ -214,7 +214,8 @@ impl Node {
 
     async fn take_part(&self, voters: &[NodeId]) -> Partition {
         let transport = Arc::clone(&self.links) as _;
-        let replicator = Replicator::new(self.id, Arc::clone(&self.store), transport);
+        let replicator =
+            Replicator::new(self.id, Arc::clone(&self.store), transport).copy_behind(128 << 10);
         let config = TopicConfig {
             segment_bytes: 64 << 10,
             ..TopicConfig::default()
