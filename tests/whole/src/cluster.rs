@@ -88,6 +88,14 @@ impl Cluster {
         self.node(node)?.wait_ready()
     }
 
+    /// Waits until a node that was [spawned](Self::spawn) is ready.
+    ///
+    /// # Errors
+    /// Where it ends instead.
+    pub fn wait_ready(&mut self, node: u64) -> Result<()> {
+        self.node(node)?.wait_ready()
+    }
+
     /// A node's process.
     ///
     /// # Errors

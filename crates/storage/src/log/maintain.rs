@@ -8,8 +8,8 @@ use quipu_model::{LogId, Offset, RaftIndex, TimestampMs};
 use super::{
     AppendError, Inner, PartitionLog,
     append::is_full,
+    check::check_unsealed,
     core::ClosedSegment,
-    recover::check_unsealed,
     segment::{Segment, SegmentError},
     state::PartitionState,
     types::RetentionPolicy,

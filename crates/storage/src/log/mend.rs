@@ -15,10 +15,10 @@ use bytes::Bytes;
 use quipu_model::{Offset, Position, TimestampMs, batch::split_batches};
 
 use super::{
+    check::check_unsealed,
     error::RepairError,
     producers::ProducerTable,
     raft_map::RaftMap,
-    recover::check_unsealed,
     seal::{BLOCK_BYTES, Seal},
     segment::{Segment, SegmentError},
     state::SegmentState,

@@ -2,6 +2,7 @@
 
 mod active;
 mod append;
+mod check;
 mod copied;
 mod core;
 mod cut;

@@ -17,10 +17,10 @@ use quipu_model::{
 use super::{
     Applied, Inner, PartitionLog,
     active::ActiveSegment,
+    check::check_unsealed,
     core::{ClosedSegment, CoreError, LogCore, SPARE_NAME},
     damage::{DamageLatch, MARK_FILE, read_mark},
     incoming::INCOMING_DIR,
-    index::{IndexEntry, SparseIndex},
     mend,
     raft_map::RaftMap,
     seal::Seal,
@@ -42,9 +42,6 @@ pub(super) struct Recovered {
     /// See [`PartitionLog::is_incomplete`].
     incomplete: bool,
 }
-
-/// How many bytes of a segment are checked at a time.
-const CHECK_BYTES: usize = 4 << 20;
 
 /// A partition's log on its way up: not yet served, not yet checked.
 #[derive(Debug)]
@@ -543,113 +540,4 @@ fn decode_vote(term: Term, mut payload: Bytes) -> Option<Vote> {
         node,
         committed: payload.try_get_u8().ok()? == 1,
     })
-}
-
-/// Checks every batch of a segment that has no seal yet; gives an index of it, made on the way.
-pub(super) fn check_unsealed(
-    segment: &Segment,
-    raft: &RaftMap,
-) -> Result<SparseIndex, SegmentError> {
-    let mut index = SparseIndex::Growing(Vec::new());
-    let (mut newest, mut raft_index, mut due) =
-        (TimestampMs::NONE, segment.first_index, segment.base);
-    let (mut position, mut next_entry_at, mut wanted) = (0, 0, CHECK_BYTES);
-    while position < segment.len() {
-        segment.populate(Position::new(position), wanted)?;
-        let window = segment.window(Position::new(position), wanted)?;
-        let (batches, taken) = whole_batches(&window, position)?;
-        if batches.is_empty() {
-            if position + taken as u64 > segment.len() {
-                let detail = "a batch is cut short by the segment's end".to_owned();
-                return Err(SegmentError::Rot {
-                    position: Position::new(position),
-                    detail,
-                });
-            }
-            // One batch larger than the window: look again with room for it.
-            wanted = taken;
-            continue;
-        }
-        for batch in batches {
-            let (header, at) = (*batch.header(), Position::new(position));
-            if header.base_offset != due {
-                let detail = format!(
-                    "a batch has base offset {} where {due} was due",
-                    header.base_offset
-                );
-                return Err(SegmentError::Rot {
-                    position: at,
-                    detail,
-                });
-            }
-            // The epoch stands outside the batch's checksum.
-            let epoch = raft.term_of(raft_index).map(Term::leader_epoch);
-            if let Some(epoch) = epoch.filter(|epoch| *epoch != header.leader_epoch) {
-                let detail = format!(
-                    "a batch has leader epoch {} where {epoch} was due",
-                    header.leader_epoch
-                );
-                return Err(SegmentError::Rot {
-                    position: at,
-                    detail,
-                });
-            }
-            if position >= next_entry_at {
-                index.push(IndexEntry {
-                    offset: due,
-                    raft_index,
-                    position: at,
-                    newest_before: newest,
-                });
-                next_entry_at = position + CHECK_INDEX_INTERVAL;
-            }
-            newest = newest.max(header.max_timestamp);
-            raft_index = raft.batch_index_from(raft_index.next());
-            due = header.next_offset();
-            position += header.total_len() as u64;
-        }
-        wanted = CHECK_BYTES;
-    }
-    if due != segment.next_offset() {
-        let detail = format!(
-            "its batches end at offset {due}, not at {}",
-            segment.next_offset()
-        );
-        return Err(SegmentError::Rot {
-            position: Position::new(position),
-            detail,
-        });
-    }
-    segment.publish(segment.len(), due, newest);
-    Ok(index)
-}
-
-/// The bytes between index entries that a check makes.
-const CHECK_INDEX_INTERVAL: u64 = 16 << 10;
-
-/// The whole batches at the front of a window, CRC checked; where there is none, the bytes that the first one needs.
-fn whole_batches(window: &Bytes, position: u64) -> Result<(Vec<RecordBatch>, usize), SegmentError> {
-    use quipu_model::batch::BatchHeader;
-    let (mut batches, mut at) = (Vec::new(), 0);
-    let rot = |at: usize, detail: String| SegmentError::Rot {
-        position: Position::new(position + at as u64),
-        detail,
-    };
-    while at < window.len() {
-        if window.len() - at < BatchHeader::LEN {
-            return Ok((batches, BatchHeader::LEN));
-        }
-        let header =
-            BatchHeader::parse(&window[at..]).map_err(|error| rot(at, error.to_string()))?;
-        let end = at + header.total_len();
-        if end > window.len() {
-            return Ok((batches, header.total_len()));
-        }
-        batches.push(
-            RecordBatch::from_bytes(window.slice(at..end))
-                .map_err(|error| rot(at, error.to_string()))?,
-        );
-        at = end;
-    }
-    Ok((batches, at))
 }
