@@ -224,3 +224,59 @@ fn without_a_majority_writes_are_refused_and_committed_records_are_read() -> Res
     produce(&cluster, 100..200)?;
     Ok(())
 }
+
+/// Whether a node holds segments that it copied from another: their names carry a generation.
+fn copied_segments(cluster: &Cluster, node: u64) -> Result<usize> {
+    let mut found = 0;
+    for topic in fs::read_dir(cluster.data(node).join("topics"))? {
+        for file in fs::read_dir(topic?.path().join("0")).into_iter().flatten() {
+            let name = file?.file_name().into_string().unwrap_or_default();
+            let is_segment = name.ends_with(".log") && name.matches('-').count() == 2;
+            found += usize::from(is_segment);
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn a_new_node_copies_the_segments_of_a_large_partition_and_serves_all_of_it() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::start(dir.path().to_owned())?;
+    let small = [
+        "topic",
+        "create",
+        "orders",
+        "--config",
+        "segment.bytes=8388608",
+    ];
+    cluster.succeed(&small, b"")?;
+    let filler = "0123456789abcdef".repeat(128);
+    let lines: String = (0..48_000).map(|n| format!("{n} {filler}\n")).collect();
+    cluster.succeed(&["produce", "orders"], lines.as_bytes())?;
+    // An end in order makes a checkpoint: then old entries are forgotten, and their segments are to be copied.
+    for node in 1..=Cluster::FIRST {
+        cluster.take(node)?.terminate()?;
+        cluster.revive(node)?;
+    }
+    cluster.revive(4)?;
+    let reassign = [
+        "cluster",
+        "reassign",
+        "orders",
+        "--partition",
+        "0",
+        "--replicas",
+        "4,1,2",
+    ];
+    cluster.succeed(&reassign, b"")?;
+    let copied = copied_segments(&cluster, 4)?;
+    ensure!(copied >= 2, "{copied} segments were copied");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while leader(&cluster)? != 4 {
+        ensure!(Instant::now() < deadline, "the new replica does not lead");
+        thread::sleep(Duration::from_millis(200));
+    }
+    let read = cluster.succeed(&["consume", "orders", "--format", "raw"], b"")?;
+    ensure!(read == lines, "{} bytes of {}", read.len(), lines.len());
+    Ok(())
+}
