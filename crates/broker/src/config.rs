@@ -1,11 +1,14 @@
 //! How a node is set up.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use quipu_model::NodeId;
 use quipu_storage::StoreConfig;
 
 use crate::error::NodeAddress;
+
+/// A fifth of what a disk of the cheaper kind gives.
+const CATCH_UP_RATE: NonZeroU64 = NonZeroU64::MIN.saturating_add((64 << 20) - 1);
 
 /// Which cluster a node belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,11 +39,14 @@ pub struct BrokerConfig {
     pub http_listen: SocketAddr,
     /// `host:port` under which clients reach the gRPC listener; `None`: the listener's own address.
     pub advertised_grpc: Option<String>,
-    /// The most bytes that requests in flight may hold: half for what producers sent, half for what consumers are sent.
+    /// The most bytes that requests of clients in flight may hold: half for what producers sent, half for what consumers are
+    /// sent. Beside it, what is under way to and from other brokers may hold an eighth of it for each of them.
     pub memory_bytes: usize,
-    /// The most gRPC connections that are served at a time. The requests of others are refused as overload, which can be
-    /// retried.
+    /// The most gRPC connections of clients that are served at a time. The requests of others are refused as overload, which
+    /// can be retried. Connections of other brokers do not count.
     pub max_connections: usize,
+    /// How many bytes a second this node gives, at most, to replicas on other nodes that lack more than the newest records.
+    pub catch_up_rate: NonZeroU64,
     /// How long requests in flight are waited for at shutdown.
     pub shutdown_grace: Duration,
     /// How often each partition's retention is looked at.
@@ -67,6 +73,7 @@ impl BrokerConfig {
             advertised_grpc: None,
             memory_bytes: 512 << 20,
             max_connections: 4096,
+            catch_up_rate: CATCH_UP_RATE,
             shutdown_grace: Duration::from_secs(10),
             retention_interval: Duration::from_secs(30),
             store: StoreConfig::default(),

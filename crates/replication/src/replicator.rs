@@ -6,9 +6,11 @@ use openraft::{
     EmptyNode, StorageHelper,
     errors::{InitializeError, RaftError},
 };
+use parking_lot::Mutex;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use quipu_model::{NodeId, PartitionKey, TopicConfig};
-use quipu_storage::{OpenError, Store};
+use quipu_storage::{OpenError, ReserveError, Store};
+use tokio::time::Instant;
 
 use crate::{
     blocking::blocking,
@@ -30,12 +32,25 @@ const IDLE: Duration = Duration::from_secs(10);
 /// No clock can be asked for a time that is too far away.
 const MOST_IDLE: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// For how long it is remembered that there was no room.
+const LATELY: Duration = Duration::from_secs(60);
+
 /// What all replicas of a node count together.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
     pub(crate) restarts: Counter,
     pub(crate) duplicates: Counter,
     pub(crate) room_waits: Counter,
+    no_room: Arc<Mutex<Option<(Instant, String)>>>,
+    pub(crate) copied_bytes: Counter,
+    pub(crate) repairs: Counter,
+    pub(crate) repaired_bytes: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn note_no_room(&self, error: &ReserveError) {
+        *self.no_room.lock() = Some((Instant::now(), error.to_string()));
+    }
 }
 
 /// Starts partitions' replicas on this node.
@@ -79,6 +94,29 @@ impl Replicator {
         tokio::spawn(Arc::clone(&self.groups).wake_led_by(node));
     }
 
+    /// To be told of every node whose process is known to have ended: its groups need not wait for it in vain. Whom it led is
+    /// awake or asleep, and elects at once where a majority was told the same.
+    ///
+    /// Must be called within a runtime.
+    pub fn node_gone(&self, node: NodeId) {
+        self.groups.note_lost(node);
+        tokio::spawn(Arc::clone(&self.groups).replace_leaders_on(node));
+    }
+
+    /// What a batch was refused with that found no room on the disk, within the last minute: of a client, or of a leader that
+    /// this node follows.
+    pub fn no_room(&self) -> Option<String> {
+        let last = self.metrics.no_room.lock();
+        let lately = last.as_ref().filter(|(at, _)| at.elapsed() < LATELY);
+        lately.map(|(_, error)| error.clone())
+    }
+
+    /// How many damaged replicas were made whole.
+    #[cfg(test)]
+    pub(crate) fn repairs(&self) -> u64 {
+        self.metrics.repairs.get()
+    }
+
     /// Adds what all replicas of this node count to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register(
@@ -96,10 +134,26 @@ impl Replicator {
             "Pauses of appends that waited for a checkpoint to make room",
             self.metrics.room_waits.clone(),
         );
+        registry.register(
+            "copied_bytes",
+            "Bytes of batches given to other replicas, which lacked them",
+            self.metrics.copied_bytes.clone(),
+        );
+        registry.register(
+            "replica_repairs",
+            "Damaged replicas that were made whole from others",
+            self.metrics.repairs.clone(),
+        );
+        registry.register(
+            "repaired_bytes",
+            "Bytes of batches that repairs got from other replicas",
+            self.metrics.repaired_bytes.clone(),
+        );
     }
 
     /// Starts the replica of a partition, creating its log where it is absent, and forms its group of `founders` where it
-    /// never was. Without founders the replica waits until a leader makes it a member. Where the partition is damaged, the handle answers with the damage.
+    /// never was. Without founders the replica waits until a leader makes it a member. Where the partition is damaged, it is
+    /// repaired first, and nothing is served meanwhile.
     ///
     /// # Errors
     /// Where the log cannot be created or read.
@@ -132,13 +186,17 @@ impl Replicator {
             let (store, metrics) = (Arc::clone(&self.store), self.metrics.clone());
             Inner::new(group, store, metrics, Arc::clone(&self.groups), replica)
         };
-        if log.damage().is_some() {
+        let damaged = log.damage().is_some();
+        let (inner, running) = if damaged {
             let group = Group::unserved(self.node, log);
-            return Ok(Partition::new(handle(group, Replica::Ended)));
-        }
-        let group = Group::load(self.node, log).map_err(|e| AppendError::Fatal(e.to_string()))?;
-        let running = starter.start(&group).await.map_err(AppendError::Fatal)?;
-        let inner = handle(group, Replica::Running(running.clone()));
+            (handle(group, Replica::Damaged { why: None }), None)
+        } else {
+            let group = Group::load(self.node, log);
+            let group = group.map_err(|error| AppendError::Fatal(error.to_string()))?;
+            let running = starter.start(&group).await.map_err(AppendError::Fatal)?;
+            let inner = handle(group, Replica::Running(running.clone()));
+            (inner, Some(running))
+        };
         self.groups.add(&inner);
         tokio::spawn(keep(Arc::clone(&inner), starter, running, self.idle));
         Ok(Partition::new(inner))
@@ -157,7 +215,7 @@ impl Replicator {
 pub(crate) struct Starter {
     pub(crate) network: Network,
     /// Who votes where the group is formed; nobody where it is not to be formed here.
-    founders: BTreeMap<u64, EmptyNode>,
+    pub(crate) founders: BTreeMap<u64, EmptyNode>,
 }
 
 impl Starter {

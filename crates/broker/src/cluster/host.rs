@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use futures::future::BoxFuture;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
 use quipu_replication::{Partition, Replicator};
 use quipu_storage::Store;
@@ -9,9 +10,9 @@ use tokio::sync::watch;
 
 use super::LeaderTable;
 use crate::{
-    metadata::{Metadata, other_directory},
+    metadata::{Metadata, other_directory, removed},
     partitions::PartitionTable,
-    peer::{Host, Identity},
+    peer::{Host, Identity, Throttle},
 };
 
 /// This node, as its links see it.
@@ -27,6 +28,8 @@ pub(crate) struct NodeHost {
     pub(crate) replicator: Replicator,
     /// The nodes that are linked to.
     pub(crate) linked: watch::Sender<HashSet<NodeId>>,
+    /// How fast batches are given to replicas that lack them.
+    pub(crate) copying: Throttle,
     /// Why another node refuses this one.
     pub(crate) refusal: watch::Sender<Option<String>>,
 }
@@ -45,10 +48,7 @@ impl Host for NodeHost {
     fn admit(&self, peer: &Identity) -> Result<(), String> {
         let image = self.metadata.image();
         if image.removed_nodes.contains(&peer.node) {
-            return Err(format!(
-                "node {} was removed from the cluster: start it on an empty data directory with a --node-id that was never used",
-                peer.node
-            ));
+            return Err(removed(peer.node).message);
         }
         let known = match image.nodes.get(&peer.node) {
             Some(registered) => registered.directory_id,
@@ -68,6 +68,10 @@ impl Host for NodeHost {
 
     fn partition(&self, key: PartitionKey) -> Option<Partition> {
         self.table.replica(key)
+    }
+
+    fn copying(&self) -> &Throttle {
+        &self.copying
     }
 
     fn led(&self) -> Vec<(PartitionKey, LeaderEpoch)> {
@@ -97,6 +101,18 @@ impl Host for NodeHost {
         if !up {
             self.replicator.node_lost(node);
         }
+    }
+
+    fn peer_gone(&self, node: NodeId) {
+        self.replicator.node_gone(node);
+    }
+
+    fn removal_of(&self, node: NodeId) -> BoxFuture<'static, String> {
+        let metadata = Arc::clone(&self.metadata);
+        Box::pin(async move {
+            metadata.removal_of(node).await;
+            removed(node).message
+        })
     }
 
     fn refused(&self, by: NodeId, reason: &str) {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use quipu_model::{Offset, PartitionId, batch::BatchHeader};
 use quipu_replication::{Leadership, Partition};
-use quipu_storage::ReadBatches;
+use quipu_storage::{ReadBatches, ReadError};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -122,6 +122,9 @@ impl Core {
     }
 }
 
+/// How often a leader with waiting consumers looks whether a majority still follows it.
+const FOLLOWED_CHECK: Duration = Duration::from_secs(1);
+
 /// A consumer that follows a partition. It holds the memory of the message that was handed out last, and, while it catches up
 /// and the budget has room, of the one after it.
 #[derive(Debug)]
@@ -227,6 +230,12 @@ impl FetchStream {
                     return Err(self.stopped_error());
                 },
                 () = self.found.running.stopped.cancelled() => {}
+                // Others may have a leader that this one cannot hear of, and that takes new records.
+                () = tokio::time::sleep(FOLLOWED_CHECK) => {
+                    if let Some(error) = self.core.led_by_nobody(&self.found.running.partition) {
+                        return Err(error);
+                    }
+                }
                 // A consumer at the end is better served by who has the newest records.
                 changed = self.leadership.changed() => {
                     if changed.is_err() {
@@ -278,7 +287,13 @@ async fn read_below(
             ),
         ));
     }
-    Ok(partition.read(from, max_bytes).await?)
+    match partition.read(from, max_bytes).await {
+        Err(ReadError::Damaged(damage)) if !partition.is_alone() => {
+            // Just found: another replica leads soon.
+            Err(BrokerError::new(Reason::NotLeader, damage.to_string()))
+        }
+        read => Ok(read?),
+    }
 }
 
 /// The batches that begin before `end`.

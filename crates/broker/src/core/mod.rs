@@ -11,7 +11,7 @@ use std::{
 };
 
 use quipu_model::{NodeId, PartitionId, PartitionKey, TopicId};
-use quipu_replication::{AppendError, Partition};
+use quipu_replication::{AppendError, Partition, Replicator};
 use quipu_storage::{Store, io::Clock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ use crate::{
     metadata::{Controller, Metadata},
     metrics::Metrics,
     partitions::{PartitionTable, Running, TopicPartitions},
+    standing::Standing,
 };
 
 /// Everything that serving a request needs.
@@ -46,13 +47,19 @@ pub(crate) struct Core {
     pub(crate) controller: OnceLock<Controller>,
     /// Whether the node is registered and has all of the metadata as of then.
     pub(crate) ready: watch::Sender<bool>,
+    pub(crate) replicator: Replicator,
     pub(crate) metrics: Metrics,
+    pub(crate) standing: Standing,
     /// Bounds what producers sent and is not answered yet.
     pub(crate) produce_memory: MemoryBudget,
     /// Bounds what consumers were sent and have not read yet.
     pub(crate) fetch_memory: MemoryBudget,
+    /// Whether the cluster removed the node.
+    pub(crate) removed: watch::Sender<bool>,
     /// Cancelled when the node stops.
     pub(crate) stop: CancellationToken,
+    /// Cancelled then, and when the node was removed.
+    pub(crate) serving: CancellationToken,
 }
 
 /// A partition found for a request.
@@ -76,14 +83,15 @@ impl Core {
             Ok(running) => running.clone(),
             Err(error) => return Err(self.with_leader(error, topic.topic.id, partition)),
         };
-        if let Some(damage) = running.partition.damage() {
-            return Err(BrokerError::from(&*damage));
+        if let Some(error) = self.unserved(&running.partition) {
+            return Err(error);
         }
         Ok(Found { topic, running })
     }
 
     /// A topic by name.
     fn topic(&self, name: &str) -> Result<Arc<TopicPartitions>, BrokerError> {
+        self.check_member()?;
         match self.table.topic(name) {
             // It may be there all the same.
             Err(_) if !*self.ready.borrow() => Err(starting()),
@@ -94,9 +102,25 @@ impl Core {
     /// Where the cluster's metadata is changed.
     ///
     /// # Errors
-    /// Where the node has no place in it yet.
+    /// Where the node has no place in it yet, or no longer.
     pub(crate) fn controller(&self) -> Result<&Controller, BrokerError> {
+        self.check_member()?;
         self.controller.get().ok_or_else(starting)
+    }
+
+    /// # Errors
+    /// Where the cluster removed the node: what it knows is out of date.
+    fn check_member(&self) -> Result<(), BrokerError> {
+        if *self.removed.borrow() {
+            return Err(BrokerError::new(
+                Reason::ShuttingDown,
+                format!(
+                    "node {} was removed from the cluster: ask another node",
+                    self.node
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// Adds who leads the partition, as far as it is known, to an error that says this node does not.
@@ -130,6 +154,9 @@ impl Core {
     /// Why a reader is better served by another node, or later: whoever leads, and not this node, knows what was written last.
     /// `None`: this node leads, or the leader is not reached from here; it then serves what it knows to be committed.
     fn led_elsewhere(&self, partition: &Partition) -> Option<BrokerError> {
+        if let Some(error) = self.unserved(partition) {
+            return Some(error);
+        }
         let leadership = *partition.leadership().borrow();
         let leader = leadership.leader?;
         let better = if leader == self.node {
@@ -144,6 +171,28 @@ impl Core {
                 leader: Some(leader).filter(|leader| *leader != self.node),
             })
         })
+    }
+
+    /// Why a reader that waits for new records waits in vain: this node takes itself for the leader, and no majority follows it.
+    fn led_by_nobody(&self, partition: &Partition) -> Option<BrokerError> {
+        (partition.is_leader() && !partition.is_followed()).then(|| {
+            self.append_error(AppendError::NotLeader {
+                key: partition.key(),
+                leader: None,
+            })
+        })
+    }
+
+    /// Why this node's replica of a partition serves nobody, where that is so for its damage. Others go on where there are others.
+    fn unserved(&self, partition: &Partition) -> Option<BrokerError> {
+        let damage = partition.damage()?;
+        let error = BrokerError::from(&*damage);
+        if partition.is_alone() {
+            return Some(error);
+        }
+        let PartitionKey { topic, partition } = partition.key();
+        let elsewhere = BrokerError::new(Reason::NotLeader, error.message);
+        Some(self.with_leader(elsewhere, topic, partition))
     }
 
     /// Why a request that waited on a partition was woken by its end.

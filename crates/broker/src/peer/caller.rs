@@ -5,20 +5,22 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
 use quipu_proto::peer::v1::{
-    Answer, Answers, Append, AppendAnswer, Done, Led, Request, Requests, answer, request::Kind,
+    self, Answer, Answers, Append, AppendAnswer, Done, Led, Request, Requests, answer,
+    request::Kind,
 };
-use quipu_replication::{AppendError, AppendRequest, Partition};
+use quipu_replication::{AppendError, AppendRequest, CopyResponse, Partition};
 use tokio::{
     sync::{Notify, mpsc},
     task::AbortHandle,
 };
 use tonic::Status;
 
-use super::{Host, LANE_BYTES, LANE_CALLS, convert, cost};
+use super::{Host, LANE_BYTES, LANE_CALLS, TARGET_BYTES, convert, cost, frame::copied_bytes};
 
 /// How many answers are put into one message.
 const ANSWERS_PER_MESSAGE: usize = 8192;
@@ -54,17 +56,23 @@ struct State {
 pub(super) struct Caller {
     pub(super) from: NodeId,
     host: Arc<dyn Host>,
+    /// How many bytes of requests may be unanswered before no more are read.
+    lane_bytes: usize,
     state: Mutex<State>,
     wake: Notify,
+    /// Told when requests are answered.
+    freed: Notify,
 }
 
 impl Caller {
-    pub(super) fn new(from: NodeId, host: Arc<dyn Host>) -> Arc<Self> {
+    pub(super) fn new(from: NodeId, host: Arc<dyn Host>, lane_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             from,
             host,
+            lane_bytes,
             state: Mutex::default(),
             wake: Notify::new(),
+            freed: Notify::new(),
         })
     }
 
@@ -78,6 +86,13 @@ impl Caller {
         self.wake.notify_one();
     }
 
+    /// Waits until there is room for the next requests.
+    pub(super) async fn room(&self) {
+        while self.state.lock().open_bytes >= self.lane_bytes {
+            self.freed.notified().await;
+        }
+    }
+
     /// What is to be answered, as soon as anything is; the status with which the stream ended.
     pub(super) async fn answers(&self) -> Result<Answers, Status> {
         loop {
@@ -86,10 +101,11 @@ impl Caller {
                 if let Some(status) = &state.ended {
                     return Err(status.clone());
                 }
-                let count = state.answers.len().min(ANSWERS_PER_MESSAGE);
+                let count = state.next_message();
                 if count > 0 {
                     let (answers, costs): (Vec<_>, Vec<_>) = state.answers.drain(..count).unzip();
                     state.open_bytes -= costs.iter().sum::<usize>();
+                    self.freed.notify_one();
                     return Ok(Answers {
                         hello: None,
                         answers,
@@ -206,8 +222,22 @@ impl Caller {
     }
 
     async fn answer_one(self: Arc<Self>, call: u64, partition: Partition, kind: Option<Kind>) {
-        let answer = answer(partition, kind).await;
+        let answer = match kind {
+            Some(Kind::Copy(copy)) => self.copy(partition, copy).await,
+            kind => answer(partition, kind).await,
+        };
         self.finish(call, answer.unwrap_or_else(failed));
+    }
+
+    /// Gives batches to a replica that lacks them, when this node's turn for that comes.
+    async fn copy(&self, partition: Partition, copy: v1::Copy) -> Result<answer::Kind, String> {
+        let turn = self.host.copying().turn().await;
+        let copied = partition.receive_copy(convert::from_copy(copy)).await;
+        let copied = copied.map_err(|error| error.to_string())?;
+        if let CopyResponse::Batches { bytes, .. } = &copied {
+            turn.spend(bytes.len());
+        }
+        Ok(answer::Kind::Copy(convert::to_copy_answer(copied)))
     }
 
     async fn answer_appends(
@@ -278,6 +308,18 @@ impl State {
         Ok(())
     }
 
+    /// How many answers go into the next message.
+    fn next_message(&self) -> usize {
+        let mut bytes = 0;
+        let fits = |(answer, _): &&(Answer, usize)| {
+            let room = bytes < TARGET_BYTES;
+            bytes += copied_bytes(answer).map_or(0, Bytes::len);
+            room
+        };
+        let most = self.answers.iter().take(ANSWERS_PER_MESSAGE);
+        most.take_while(fits).count()
+    }
+
     fn answer(&mut self, call: u64, kind: answer::Kind, cost: usize) {
         let kind = Some(kind);
         self.answers.push_back((Answer { call, kind }, cost));
@@ -325,7 +367,7 @@ async fn answer(partition: Partition, kind: Option<Kind>) -> Result<answer::Kind
             let answer = partition.receive_sleep(request).await.map_err(told)?;
             answer::Kind::Sleep(convert::to_sleep_answer(answer))
         }
-        Some(Kind::Append(_) | Kind::End(_) | Kind::Cancel(_)) | None => {
+        Some(Kind::Append(_) | Kind::End(_) | Kind::Cancel(_) | Kind::Copy(_)) | None => {
             return Err(
                 "this node does not know the request, it may be of an older version: upgrade it"
                     .to_owned(),

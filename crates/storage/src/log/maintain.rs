@@ -284,7 +284,7 @@ impl PartitionLog {
 }
 
 impl Inner {
-    fn partition_state(&self, key: quipu_model::PartitionKey) -> PartitionState {
+    pub(super) fn partition_state(&self, key: quipu_model::PartitionKey) -> PartitionState {
         let core = &self.core;
         let state_of = |segment: &Arc<Segment>| SegmentState {
             base: segment.base,
@@ -297,6 +297,9 @@ impl Inner {
             bytes: segment.len(),
             created: segment.created,
         };
+        let mut segments: Vec<_> = core.segments().map(state_of).collect();
+        segments.extend(&self.unopened);
+        segments.sort_by_key(|segment| segment.base);
         PartitionState {
             key,
             lsn: self.lsn,
@@ -310,7 +313,7 @@ impl Inner {
             membership: self.applied.1.clone(),
             terms: core.raft.terms().to_vec(),
             controls: core.raft.controls().clone(),
-            segments: core.segments().map(state_of).collect(),
+            segments,
         }
     }
 }

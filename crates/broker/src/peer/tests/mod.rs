@@ -7,8 +7,9 @@ mod queue;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
+    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quipu_model::{
     LeaderEpoch, NodeId, PartitionId, PartitionKey, RecordBatch, TimestampMs, TopicConfig, TopicId,
@@ -30,7 +32,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Host, Identity, PeerLinks, service};
+use super::{Host, Identity, LANE_BYTES, PeerLinks, Throttle, service};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -59,9 +61,14 @@ struct TestHost {
     identity: Mutex<Identity>,
     known: Mutex<HashMap<NodeId, [u8; 16]>>,
     partition: Mutex<Option<Partition>>,
+    copying: Throttle,
     leads: AtomicBool,
     up: watch::Sender<HashMap<NodeId, bool>>,
+    gone: watch::Sender<Vec<NodeId>>,
     heard: watch::Sender<Vec<(NodeId, LedGroups)>>,
+    removed: watch::Sender<HashSet<NodeId>>,
+    /// Why others refuse it.
+    refusals: watch::Sender<Vec<(NodeId, String)>>,
 }
 
 impl TestHost {
@@ -75,9 +82,13 @@ impl TestHost {
             identity: Mutex::new(identity),
             known: Mutex::default(),
             partition: Mutex::default(),
+            copying: Throttle::new(NonZeroU64::MAX),
             leads: AtomicBool::new(false),
             up: watch::Sender::default(),
+            gone: watch::Sender::default(),
             heard: watch::Sender::default(),
+            removed: watch::Sender::default(),
+            refusals: watch::Sender::default(),
         })
     }
 
@@ -94,6 +105,9 @@ impl Host for TestHost {
         *self.identity.lock()
     }
     fn admit(&self, peer: &Identity) -> Result<(), String> {
+        if self.removed.borrow().contains(&peer.node) {
+            return Err(format!("node {} was removed", peer.node));
+        }
         let mut known = self.known.lock();
         let directory = known.entry(peer.node).or_insert(peer.directory_id);
         if *directory == peer.directory_id {
@@ -104,6 +118,9 @@ impl Host for TestHost {
     }
     fn partition(&self, wanted: PartitionKey) -> Option<Partition> {
         self.partition.lock().clone().filter(|_| wanted == key())
+    }
+    fn copying(&self) -> &Throttle {
+        &self.copying
     }
     fn led(&self) -> Vec<(PartitionKey, LeaderEpoch)> {
         let leads = self.leads.load(Ordering::Relaxed);
@@ -121,7 +138,25 @@ impl Host for TestHost {
         });
     }
 
-    fn refused(&self, _: NodeId, _: &str) {}
+    fn peer_gone(&self, node: NodeId) {
+        self.gone.send_modify(|gone| gone.push(node));
+    }
+
+    fn removal_of(&self, node: NodeId) -> BoxFuture<'static, String> {
+        let mut removed = self.removed.subscribe();
+        Box::pin(async move {
+            removed
+                .wait_for(|removed| removed.contains(&node))
+                .await
+                .unwrap();
+            format!("node {node} was removed")
+        })
+    }
+
+    fn refused(&self, by: NodeId, reason: &str) {
+        self.refusals
+            .send_modify(|refusals| refusals.push((by, reason.to_owned())));
+    }
 }
 
 /// Serves a node's end of the others' links.
@@ -130,7 +165,7 @@ async fn listen(host: &Arc<TestHost>, at: Option<SocketAddr>) -> (SocketAddr, Ca
     let listener = TcpListener::bind(at).await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let service = service(Arc::clone(host) as _, stop.clone());
+    let service = service(Arc::clone(host) as _, stop.clone(), LANE_BYTES);
     let incoming = futures::stream::unfold(listener, |listener| async {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
         Some((accepted, listener))
@@ -169,7 +204,7 @@ impl Node {
         let (address, stop) = listen(&host, None).await;
         Self {
             id: NodeId::new(node),
-            links: PeerLinks::new(NodeId::new(node)),
+            links: PeerLinks::new(NodeId::new(node), LANE_BYTES),
             store: Arc::new(store),
             host,
             address,
