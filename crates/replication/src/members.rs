@@ -9,6 +9,7 @@ use openraft::{
     ChangeMembers, EmptyNode, Precondition,
     async_runtime::watch::WatchReceiver as _,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
+    metrics::RaftServerMetrics,
 };
 use quipu_model::{LeaderEpoch, NodeId, RaftIndex};
 use tokio::{sync::watch, time::Instant};
@@ -66,6 +67,11 @@ pub struct FollowerProgress {
 
 /// How long to wait before a change is tried again that another one got ahead of.
 const CHANGE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Whether a change of members is under way.
+fn is_changing(server: &RaftServerMetrics<Types>) -> bool {
+    server.membership_config.log_id() != server.committed_membership_config.log_id()
+}
 
 type Change = ChangeMembers<u64, EmptyNode>;
 
@@ -146,8 +152,7 @@ impl Partition {
                 let settled = {
                     let server = running.server.borrow_watched();
                     let done = is_done(server.membership_config.membership());
-                    let committed = server.committed_membership_config.log_id();
-                    (server.membership_config.log_id() == committed).then_some(done)
+                    (!is_changing(&server)).then_some(done)
                 };
                 match settled {
                     Some(true) => return Ok(()),
@@ -157,7 +162,16 @@ impl Partition {
                         None => tokio::time::sleep(CHANGE_PAUSE).await,
                     },
                     // One change at a time: this one's turn comes when the one under way is committed.
-                    None => drop(running.server.changed().await),
+                    None => {
+                        while is_changing(&running.server.borrow_watched())
+                            && running.leading().is_ok()
+                        {
+                            let ended = running.server.changed().await.is_err();
+                            if ended {
+                                return Err(self.lost(Loss::Stopped));
+                            }
+                        }
+                    }
                 }
             }
         };

@@ -3,14 +3,14 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use quipu_model::{NodeId, PartitionKey, Term, Vote};
-use quipu_replication::{Partition, TransferParts};
+use quipu_replication::{AppendError, Partition, TransferParts};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     cluster::{Cluster, Death, IDLE},
     invariants::{
         agreed::{self, Held, MOVES},
-        handover::{self, PAUSE},
+        handover,
         sleep::{LISTENS, WAKES, silent, wakes},
     },
     mutants::Mutant,
@@ -104,7 +104,8 @@ async fn hand_over_to(
         sleep(Duration::from_secs(1)).await;
         cluster.network.unblock(node, to);
     }
-    let asked = Instant::now();
+    let begun = Instant::now();
+    let mut asked = begun;
     let handing = async {
         if cluster.mutant == Some(Mutant::TransfersToOneBehind) {
             let parts = TransferParts {
@@ -120,16 +121,25 @@ async fn hand_over_to(
             let Some(target) = target else { return Ok(()) };
             return target.receive_transfer(parts.into()).await.map(drop);
         }
-        leader.transfer_leader(to, PATIENCE).await
+        loop {
+            asked = Instant::now();
+            match leader.transfer_leader(to, PATIENCE).await {
+                // A leader of late may not know yet how far the others are.
+                Err(AppendError::Refused { .. }) if begun.elapsed() < PATIENCE => {
+                    sleep(STEP * 10).await;
+                }
+                handed => return handed,
+            }
+        }
     };
     let acknowledging = async {
         while cluster.invariants.acknowledged_in(key) <= term {
             sleep(STEP).await;
         }
-        asked.elapsed()
+        Instant::now()
     };
-    let (handed, pause) = tokio::join!(handing, timeout(PAUSE * 4, acknowledging));
-    let pause = pause.ok();
+    let (handed, acknowledged) = tokio::join!(handing, timeout(PATIENCE * 2, acknowledging));
+    let pause = acknowledged.ok().map(|at| at - asked);
     note!(
         cluster.trace,
         "p{} went from {node} to {to}: {handed:?}, pause {pause:?}",

@@ -40,6 +40,9 @@ pub(crate) fn one(options: &Options) -> anyhow::Result<bool> {
     Ok(outcome.violation.is_none())
 }
 
+/// After how many seeds each the total is told.
+const TOLD_EVERY: u64 = 10;
+
 /// What a process said.
 #[derive(Debug, Default)]
 struct Report {
@@ -107,30 +110,53 @@ fn finish(mut child: Child) -> anyhow::Result<Report> {
 )]
 pub(crate) fn all(options: &Options) -> anyhow::Result<bool> {
     let started = Instant::now();
-    let (mut running, mut reports) = (BTreeMap::new(), Vec::new());
+    let (mut running, mut total) = (BTreeMap::new(), Total::default());
     for seed in options.first_seed..options.first_seed + options.seeds {
         running.insert(seed, start(options, seed, options.mutant)?);
         if running.len() >= options.jobs
             && let Some((seed, child)) = running.pop_first()
         {
-            reports.push(show(options, seed, finish(child)?));
+            total.add(&show(options, seed, finish(child)?));
+            if total.seeds.is_multiple_of(TOLD_EVERY) {
+                println!("{}", total.told(started.elapsed()));
+            }
         }
     }
     for (seed, child) in running {
-        reports.push(show(options, seed, finish(child)?));
+        total.add(&show(options, seed, finish(child)?));
     }
-    let took = started.elapsed();
-    let hours = reports.iter().map(|report| report.simulated).sum::<f64>() / 3600.0;
-    let acknowledged: u64 = reports.iter().map(|report| report.acknowledged).sum();
-    let bad = reports.iter().filter(|report| report.verdict != "good");
-    let bad = bad.count();
-    println!(
-        "{} seeds: {hours:.2} cluster-hours in {:.0} s ({:.1} times real time), {acknowledged} records acknowledged, {bad} violations",
-        reports.len(),
-        took.as_secs_f64(),
-        hours * 3600.0 / took.max(Duration::from_millis(1)).as_secs_f64(),
-    );
-    Ok(bad == 0)
+    println!("{}", total.told(started.elapsed()));
+    Ok(total.bad == 0)
+}
+
+/// What came of all seeds so far.
+#[derive(Debug, Default)]
+struct Total {
+    seeds: u64,
+    seconds: f64,
+    acknowledged: u64,
+    bad: u64,
+}
+
+impl Total {
+    fn add(&mut self, report: &Report) {
+        self.seeds += 1;
+        self.seconds += report.simulated;
+        self.acknowledged += report.acknowledged;
+        self.bad += u64::from(report.verdict != "good");
+    }
+
+    fn told(&self, took: Duration) -> String {
+        let took = took.max(Duration::from_millis(1)).as_secs_f64();
+        format!(
+            "{} seeds: {:.2} cluster-hours in {took:.0} s ({:.1} times real time), {} records acknowledged, {} violations",
+            self.seeds,
+            self.seconds / 3600.0,
+            self.seconds / took,
+            self.acknowledged,
+            self.bad,
+        )
+    }
 }
 
 fn show(options: &Options, seed: u64, report: Report) -> Report {

@@ -1,6 +1,7 @@
 //! Cutting the log: truncation, trim and purge, and crashes in the middle of the checkpoints that follow.
 
-use quipu_model::{LogId, Offset, TimestampMs, TopicConfig};
+use bytes::Bytes;
+use quipu_model::{LogId, Offset, RaftIndex, TimestampMs, TopicConfig};
 use quipu_storage::{AppendError, PartitionLog, RetentionPolicy, Store, io::FaultyDisk};
 
 use super::support::*;
@@ -84,6 +85,7 @@ fn a_crash_anywhere_in_the_checkpoints_after_a_trim_and_a_purge_past_the_end_los
     at_every_step(
         |_, log| {
             log.trim(Offset::new(5)).unwrap();
+            log.set_applied(LogId::new(3, 50), Some(voters()));
             log.purge(LogId::new(3, 50), Offset::new(70)).unwrap();
             append(log, 3, &value(7, 20));
         },
@@ -95,8 +97,15 @@ fn a_crash_anywhere_in_the_checkpoints_after_a_trim_and_a_purge_past_the_end_los
             );
             assert_eq!(state.last, Some(LogId::new(3, 51)));
             assert_eq!(values(log).unwrap(), vec![value(7, 20)]);
+            assert_eq!(log.membership_at(RaftIndex::new(50)), Some(voters()));
+            assert_eq!(log.membership_at(RaftIndex::new(48)), None);
         },
     );
+}
+
+/// Who votes where the log goes on, with the entry that says so.
+fn voters() -> (LogId, Bytes) {
+    (LogId::new(2, 49), Bytes::from_static(b"voters"))
 }
 
 #[test]

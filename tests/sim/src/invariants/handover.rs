@@ -9,7 +9,7 @@ use super::{Check, violated};
 
 const NAME: &str = "handover";
 /// How long the next record may take. An election that nobody asked for takes longer.
-pub(crate) const PAUSE: Duration = Duration::from_millis(1500);
+const PAUSE: Duration = Duration::from_millis(1500);
 
 pub(crate) fn check(
     key: PartitionKey,
