@@ -36,6 +36,8 @@ pub struct BrokerConfig {
     pub http_listen: SocketAddr,
     /// `host:port` under which clients reach the gRPC listener; `None`: the listener's own address.
     pub advertised_grpc: Option<String>,
+    /// `host:port` under which Kafka clients reach this node; `None`: it serves none.
+    pub advertised_kafka: Option<String>,
     /// The most bytes that requests in flight may hold: half for what producers sent, half for what consumers are sent.
     pub memory_bytes: usize,
     /// The most gRPC connections that are served at a time. The requests of others are refused as overload, which can be
@@ -65,6 +67,7 @@ impl BrokerConfig {
             grpc_listen,
             http_listen,
             advertised_grpc: None,
+            advertised_kafka: None,
             memory_bytes: 512 << 20,
             max_connections: 4096,
             shutdown_grace: Duration::from_secs(10),

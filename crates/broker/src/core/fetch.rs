@@ -17,17 +17,17 @@ use crate::{
 
 /// What a consumer asks for.
 #[derive(Clone, Debug)]
-pub(crate) struct Fetch<'a> {
-    pub(crate) topic: &'a str,
-    pub(crate) partition: PartitionId,
-    pub(crate) offset: Offset,
+pub struct Fetch<'a> {
+    pub topic: &'a str,
+    pub partition: PartitionId,
+    pub offset: Offset,
     /// Most bytes of batches; a larger number is lowered to [`Fetch::MOST_BYTES`] and to what memory allows. One batch comes
     /// whatever its size.
-    pub(crate) max_bytes: usize,
+    pub max_bytes: usize,
     /// Bytes to wait for.
-    pub(crate) min_bytes: usize,
+    pub min_bytes: usize,
     /// How long to wait for them.
-    pub(crate) max_wait: Duration,
+    pub max_wait: Duration,
 }
 
 impl Fetch<'_> {
@@ -38,11 +38,11 @@ impl Fetch<'_> {
 
 /// Committed batches.
 #[derive(Clone, Debug)]
-pub(crate) struct Fetched {
+pub struct Fetched {
     /// Whole batches, lent from the log. The first may begin before the offset asked for.
-    pub(crate) batches: Bytes,
-    pub(crate) high_watermark: Offset,
-    pub(crate) log_start: Offset,
+    pub batches: Bytes,
+    pub high_watermark: Offset,
+    pub log_start: Offset,
 }
 
 impl Core {
@@ -84,6 +84,21 @@ impl Core {
                     return Err(self.stopped_error(request.topic));
                 }
             }
+        }
+    }
+
+    /// Resolves once the high watermark is no longer at `seen`, or the partition is not served here any more.
+    pub(crate) async fn moved(&self, topic: &str, partition: PartitionId, seen: Offset) {
+        let Ok(found) = self.find(topic, partition) else {
+            return;
+        };
+        let mut high_watermark = found.running.partition.high_watermark();
+        let mut leadership = found.running.partition.leadership();
+        tokio::select! {
+            // Where the sender is gone, the partition is not served any more.
+            _ = high_watermark.wait_for(|now| *now != seen) => {}
+            _ = leadership.wait_for(|_| self.led_elsewhere(&found.running.partition).is_some()) => {}
+            () = found.running.stopped.cancelled() => {}
         }
     }
 

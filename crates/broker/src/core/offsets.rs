@@ -7,7 +7,7 @@ use crate::error::BrokerError;
 
 /// Which offset is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OffsetQuery {
+pub enum OffsetQuery {
     /// The first offset still kept.
     Earliest,
     /// The offset after the last committed record.
@@ -18,10 +18,10 @@ pub(crate) enum OffsetQuery {
 
 /// An offset found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ListedOffset {
-    pub(crate) offset: Offset,
+pub struct ListedOffset {
+    pub offset: Offset,
     /// The record's timestamp, where a record was looked for and found.
-    pub(crate) timestamp: Option<TimestampMs>,
+    pub timestamp: Option<TimestampMs>,
 }
 
 impl Core {

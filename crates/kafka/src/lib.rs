@@ -1,0 +1,15 @@
+//! The Kafka wire protocol, over the broker's protocol-neutral core.
+//!
+//! The door is [`KafkaListener`]: bound before the node starts, since the cluster is told its address, and then attached to the
+//! node with [`Broker::attach`](quipu_broker::Broker::attach).
+#![forbid(unsafe_code)]
+
+mod api;
+mod connection;
+mod dispatch;
+mod error;
+mod frame;
+mod server;
+mod wire;
+
+pub use server::{KafkaConfig, KafkaListener};
