@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use quipu_model::{NodeId, Offset, PartitionId, ProducerId, TimestampMs, TopicId};
+use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionId, ProducerId, TimestampMs, TopicId};
 use quipu_proto::peer::v1::{Reassign, change_request::Change};
 
 pub use crate::{
     core::{
-        ClusterDescription, Fetch, Fetched, ListedOffset, NodeDescription, OffsetQuery,
+        ClusterDescription, EpochEnd, Fetch, Fetched, ListedOffset, NodeDescription, OffsetQuery,
         PartitionDescription, Payload, Prepared, Produce,
     },
     memory::MemoryPermit,
@@ -125,6 +125,32 @@ impl Front {
         query: OffsetQuery,
     ) -> Result<ListedOffset, BrokerError> {
         self.core.list_offset(topic, partition, query).await
+    }
+
+    /// Looks up where an epoch ends; `None` where it is newer than all that there were.
+    ///
+    /// # Errors
+    /// Where the partition is not served.
+    pub async fn end_of_epoch(
+        &self,
+        topic: &str,
+        partition: PartitionId,
+        epoch: LeaderEpoch,
+    ) -> Result<Option<EpochEnd>, BrokerError> {
+        self.core.end_of_epoch(topic, partition, epoch).await
+    }
+
+    /// Deletes the records before an offset, for good; `None`: all of them. Answers with the first offset then kept.
+    ///
+    /// # Errors
+    /// Where the partition is not led here, the offset is past its end, or it is the cluster's own.
+    pub async fn delete_records(
+        &self,
+        topic: &str,
+        partition: PartitionId,
+        before: Option<Offset>,
+    ) -> Result<Offset, BrokerError> {
+        self.core.delete_records(topic, partition, before).await
     }
 
     /// A producer id that was never handed out before, nor ever will be again.

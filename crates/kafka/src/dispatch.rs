@@ -3,12 +3,14 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use quipu_broker::front::{Front, MemoryPermit};
 
 use crate::{
     api,
     connection::Reply,
     server::KafkaConfig,
+    session::Sessions,
     wire::{
         DecodeError, Reader, Writer,
         messages::{request_header::RequestHeader, response_header::ResponseHeader},
@@ -21,6 +23,7 @@ pub(crate) struct Client {
     pub(crate) peer: SocketAddr,
     pub(crate) front: Front,
     pub(crate) config: Arc<KafkaConfig>,
+    pub(crate) sessions: Mutex<Sessions>,
 }
 
 impl Client {
@@ -29,6 +32,7 @@ impl Client {
             peer,
             front,
             config,
+            sessions: Mutex::default(),
         }
     }
 }
@@ -160,6 +164,18 @@ requests! {
     InitProducerId init_producer_id_request::InitProducerIdRequest init_producer_id_response::InitProducerIdResponse api::produce::init_producer_id,
     CreateTopics create_topics_request::CreateTopicsRequest create_topics_response::CreateTopicsResponse api::topics::create_topics,
     DeleteTopics delete_topics_request::DeleteTopicsRequest delete_topics_response::DeleteTopicsResponse api::topics::delete_topics,
+    CreatePartitions create_partitions_request::CreatePartitionsRequest create_partitions_response::CreatePartitionsResponse api::topics::create_partitions,
+    DeleteRecords delete_records_request::DeleteRecordsRequest delete_records_response::DeleteRecordsResponse api::topics::delete_records,
+    DescribeConfigs describe_configs_request::DescribeConfigsRequest describe_configs_response::DescribeConfigsResponse api::configs::describe_configs,
+    AlterConfigs alter_configs_request::AlterConfigsRequest alter_configs_response::AlterConfigsResponse api::configs::alter_configs,
+    IncrementalAlterConfigs incremental_alter_configs_request::IncrementalAlterConfigsRequest incremental_alter_configs_response::IncrementalAlterConfigsResponse api::configs::incremental_alter_configs,
+    DescribeCluster describe_cluster_request::DescribeClusterRequest describe_cluster_response::DescribeClusterResponse api::cluster::describe_cluster,
+    DescribeTopicPartitions describe_topic_partitions_request::DescribeTopicPartitionsRequest describe_topic_partitions_response::DescribeTopicPartitionsResponse api::cluster::describe_topic_partitions,
+    DescribeLogDirs describe_log_dirs_request::DescribeLogDirsRequest describe_log_dirs_response::DescribeLogDirsResponse api::cluster::describe_log_dirs,
+    OffsetForLeaderEpoch offset_for_leader_epoch_request::OffsetForLeaderEpochRequest offset_for_leader_epoch_response::OffsetForLeaderEpochResponse api::offsets::offset_for_leader_epoch,
+    ElectLeaders elect_leaders_request::ElectLeadersRequest elect_leaders_response::ElectLeadersResponse api::moves::elect_leaders,
+    AlterPartitionReassignments alter_partition_reassignments_request::AlterPartitionReassignmentsRequest alter_partition_reassignments_response::AlterPartitionReassignmentsResponse api::moves::alter_partition_reassignments,
+    ListPartitionReassignments list_partition_reassignments_request::ListPartitionReassignmentsRequest list_partition_reassignments_response::ListPartitionReassignmentsResponse api::moves::list_partition_reassignments,
 }
 
 impl Request {

@@ -5,11 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod config;
 mod connection;
 mod dispatch;
 mod error;
 mod frame;
 mod server;
+mod session;
 mod wire;
 
 pub use server::{KafkaConfig, KafkaListener};

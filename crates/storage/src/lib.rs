@@ -14,7 +14,7 @@ mod wal;
 pub use log::{
     AppendError, Applied, Control, ControlKind, EntryInfo, EntryKind, LogEntry, LogState,
     MAX_PRODUCER_BATCHES, PartitionLog, Payload, ProducerBatch, ProducerTail, ReadBatches,
-    ReadError, Reservation, ReserveError, RetentionPolicy, TimestampedOffset,
+    ReadError, Reservation, ReserveError, RetentionPolicy, TermEnd, TimestampedOffset,
 };
 pub use store::{OpenError, PartitionDamage, RecoveryReport, Store, StoreConfig, UnrecoveredStore};
 pub use wal::{Completion, StorageFailure};

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use quipu_model::{Offset, PartitionId, batch::BatchHeader};
+use quipu_model::{LeaderEpoch, Offset, PartitionId, batch::BatchHeader};
 use quipu_replication::{Leadership, Partition};
 use quipu_storage::ReadBatches;
 use tokio::{sync::watch, time::Instant};
@@ -43,6 +43,8 @@ pub struct Fetched {
     pub batches: Bytes,
     pub high_watermark: Offset,
     pub log_start: Offset,
+    /// The newest epoch that this node knows of.
+    pub leader_epoch: LeaderEpoch,
 }
 
 impl Core {
@@ -73,6 +75,7 @@ impl Core {
                     batches,
                     high_watermark: end,
                     log_start: partition.start_offset(),
+                    leader_epoch: partition.leader().1,
                 });
             }
             tokio::select! {
@@ -189,6 +192,7 @@ impl FetchStream {
             batches,
             high_watermark,
             log_start: self.found.running.partition.start_offset(),
+            leader_epoch: self.leadership.borrow().epoch,
         }))
     }
 

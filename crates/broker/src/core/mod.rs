@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use fetch::FetchStream;
 pub use fetch::{Fetch, Fetched};
-pub use offsets::{ListedOffset, OffsetQuery};
+pub use offsets::{EpochEnd, ListedOffset, OffsetQuery};
 pub use produce::{Payload, Prepared, Produce};
 pub use topics::{ClusterDescription, NodeDescription, PartitionDescription};
 

@@ -15,6 +15,7 @@ use super::{broker_id, metadata::endpoints, name_of, partition};
 use crate::{
     dispatch::{Client, Outcome},
     error::ErrorCode,
+    session::{Asked, Plan, Sessions},
     wire::{
         Text, Uuid,
         messages::{
@@ -29,21 +30,20 @@ use crate::{
 
 /// From which version on topics are named by their ids.
 const BY_ID_FROM: i16 = 13;
+/// From which version on clients have sessions.
+const SESSIONS_FROM: i16 = 7;
 /// The most bytes of records in one response.
 const MOST_BYTES: usize = 32 << 20;
 /// The longest wait for records.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// A partition that is asked for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Wanted {
+    asked: Asked,
     topic: Text,
-    id: Uuid,
-    index: i32,
     /// The partition, where there can be one.
     place: Result<PartitionId, ErrorCode>,
-    offset: i64,
-    max_bytes: usize,
 }
 
 /// What is had of it.
@@ -66,12 +66,31 @@ pub(crate) async fn fetch(
         .unwrap_or(0)
         .min(MOST_BYTES);
     let least = usize::try_from(request.min_bytes).unwrap_or(0).min(most);
-    let wanted = wanted(client, &request, version);
+    let plan = match version {
+        SESSIONS_FROM.. => client.sessions.lock().plan(&request),
+        _ => Ok(Plan {
+            partitions: Asked::of(&request),
+            session: 0,
+            incremental: false,
+        }),
+    };
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(error) => {
+            return Outcome::Response(FetchResponse {
+                error_code: error.code(),
+                ..FetchResponse::default()
+            });
+        }
+    };
+    let (session_id, incremental) = (plan.session, plan.incremental);
+    let wanted = wanted(client, plan.partitions, version);
     let had = read_until(client, &wanted, least, most, deadline).await;
     let bytes = had.iter().map(Had::len).sum();
     let response = FetchResponse {
+        session_id,
         node_endpoints: node_endpoints(client, &had),
-        responses: responses(wanted, had),
+        responses: responses(&mut client.sessions.lock(), wanted, had, incremental),
         ..FetchResponse::default()
     };
     match client.front.hold_fetch(bytes).await {
@@ -80,29 +99,31 @@ pub(crate) async fn fetch(
     }
 }
 
-fn wanted(client: &Arc<Client>, request: &FetchRequest, version: i16) -> Vec<Wanted> {
-    let mut wanted = Vec::new();
-    for topic in &request.topics {
-        let name = match version {
-            BY_ID_FROM.. => name_of(&client.front, &topic.topic_id),
-            _ => Ok(topic.topic.clone()),
-        };
-        for asked in &topic.partitions {
-            let place = match &name {
-                Ok(_) => partition(asked.partition),
-                Err(error) => Err(*error),
-            };
-            wanted.push(Wanted {
-                topic: name.clone().unwrap_or_default(),
-                id: topic.topic_id,
-                index: asked.partition,
-                place,
-                offset: asked.fetch_offset,
-                max_bytes: usize::try_from(asked.partition_max_bytes).unwrap_or(0),
-            });
+/// Finds the topics of what is asked for: those named by an id are looked up once each.
+fn wanted(client: &Arc<Client>, partitions: Vec<Asked>, version: i16) -> Vec<Wanted> {
+    let mut found: Option<(Uuid, Result<Text, ErrorCode>)> = None;
+    let mut name = |asked: &Asked| match &found {
+        _ if version < BY_ID_FROM => Ok(asked.topic.clone()),
+        Some((id, name)) if *id == asked.id => name.clone(),
+        _ => {
+            let name = name_of(&client.front, &asked.id);
+            found.insert((asked.id, name)).1.clone()
         }
-    }
-    wanted
+    };
+    let partitions = partitions.into_iter();
+    partitions
+        .map(|asked| {
+            let name = name(&asked);
+            Wanted {
+                place: match &name {
+                    Ok(_) => partition(asked.index),
+                    Err(error) => Err(*error),
+                },
+                topic: name.unwrap_or_default(),
+                asked,
+            }
+        })
+        .collect()
 }
 
 /// Reads until there is enough, something is wrong, or the time is over.
@@ -166,20 +187,34 @@ async fn read_one(client: &Arc<Client>, wanted: &Wanted, left: usize) -> Had {
         Ok(partition) => partition,
         Err(error) => return Had::Refused(error, None),
     };
-    let Ok(offset) = u64::try_from(wanted.offset) else {
+    let Ok(offset) = u64::try_from(wanted.asked.offset) else {
         return Had::Refused(ErrorCode::OffsetOutOfRange, None);
     };
+    let most = usize::try_from(wanted.asked.max_bytes).unwrap_or(0);
     let fetching = client.front.fetch(Fetch {
         topic: &wanted.topic,
         partition,
         offset: Offset::new(offset),
-        max_bytes: wanted.max_bytes.min(left),
+        max_bytes: most.min(left),
         min_bytes: 0,
         max_wait: Duration::ZERO,
     });
     match fetching.await {
-        Ok(fetched) => Had::Batches(fetched),
+        Ok(fetched) => match fenced(wanted.asked.epoch, fetched.leader_epoch.get()) {
+            Some(error) => Had::Refused(error, None),
+            None => Had::Batches(fetched),
+        },
         Err(error) => Had::Refused(ErrorCode::from(&error), Some(error)),
+    }
+}
+
+/// What to say to a client that believes in another epoch than this node knows of.
+fn fenced(believed: i32, known: i32) -> Option<ErrorCode> {
+    match believed {
+        ..0 => None,
+        _ if believed < known => Some(ErrorCode::FencedLeaderEpoch),
+        _ if believed > known => Some(ErrorCode::UnknownLeaderEpoch),
+        _ => None,
     }
 }
 
@@ -226,17 +261,33 @@ impl Had {
     }
 }
 
-fn responses(wanted: Vec<Wanted>, had: Vec<Had>) -> Vec<FetchableTopicResponse> {
+fn responses(
+    sessions: &mut Sessions,
+    wanted: Vec<Wanted>,
+    had: Vec<Had>,
+    incremental: bool,
+) -> Vec<FetchableTopicResponse> {
     let mut responses: Vec<FetchableTopicResponse> = Vec::new();
-    for (wanted, had) in wanted.into_iter().zip(had) {
-        let data = had.into_data(wanted.index);
+    for (Wanted { asked, .. }, had) in wanted.into_iter().zip(had) {
+        let has_records = had.len() > 0;
+        let data = had.into_data(asked.index);
+        // What went wrong is told each time.
+        let news = data.error_code != 0
+            || sessions.tell(
+                &asked,
+                (data.high_watermark, data.log_start_offset),
+                has_records,
+            );
+        if incremental && !news {
+            continue;
+        }
         match responses.last_mut() {
-            Some(last) if last.topic == wanted.topic && last.topic_id == wanted.id => {
+            Some(last) if last.topic == asked.topic && last.topic_id == asked.id => {
                 last.partitions.push(data);
             }
             _ => responses.push(FetchableTopicResponse {
-                topic: wanted.topic,
-                topic_id: wanted.id,
+                topic: asked.topic,
+                topic_id: asked.id,
                 partitions: vec![data],
             }),
         }

@@ -183,7 +183,7 @@ fn describe(client: &Arc<Client>, name: Text) -> MetadataResponseTopic {
     }
 }
 
-fn describe_partition(partition: &PartitionDescription) -> MetadataResponsePartition {
+pub(crate) fn describe_partition(partition: &PartitionDescription) -> MetadataResponsePartition {
     let leader = partition.leader.as_ref().map(|leader| broker_id(leader.id));
     let replicas: Vec<i32> = partition.replicas.iter().copied().map(broker_id).collect();
     MetadataResponsePartition {

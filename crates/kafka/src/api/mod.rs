@@ -1,17 +1,21 @@
 //! What is done for each request.
 
+pub(crate) mod cluster;
+pub(crate) mod configs;
 pub(crate) mod coordinator;
 pub(crate) mod fetch;
 pub(crate) mod metadata;
+pub(crate) mod moves;
 pub(crate) mod offsets;
 pub(crate) mod produce;
 pub(crate) mod topics;
 pub(crate) mod versions;
 
-use quipu_broker::front::Front;
+use quipu_broker::{BrokerError, front::Front};
 use quipu_model::{PartitionId, TopicId};
 
 use crate::{
+    config::Refusal,
     error::ErrorCode,
     wire::{Text, Uuid},
 };
@@ -19,6 +23,11 @@ use crate::{
 /// The number by which clients know a node, where it has one: theirs have 31 bits.
 pub(crate) fn broker_id(node: quipu_model::NodeId) -> i32 {
     i32::try_from(node.get()).unwrap_or(-1)
+}
+
+/// A refusal by the node, as clients are told.
+pub(crate) fn refusal(error: BrokerError) -> Refusal {
+    (ErrorCode::from(&error), error.message)
 }
 
 /// A partition as requests name it.

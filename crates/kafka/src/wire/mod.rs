@@ -14,7 +14,7 @@ use bytes::Bytes;
 pub(crate) type Uuid = [u8; 16];
 
 /// Text, often lent from the frame that it came in.
-#[derive(Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Text(Bytes);
 
 impl Text {

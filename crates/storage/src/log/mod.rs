@@ -4,6 +4,7 @@ mod active;
 mod append;
 mod core;
 mod cut;
+mod epochs;
 mod error;
 mod index;
 mod maintain;
@@ -29,6 +30,7 @@ use quipu_model::{LogId, Offset, PartitionKey, ProducerId, TopicConfig, Vote};
 
 pub use self::{
     append::Reservation,
+    epochs::TermEnd,
     error::{AppendError, ReadError, ReserveError},
     producers::MAX_PRODUCER_BATCHES,
     types::{

@@ -268,7 +268,7 @@ impl PartitionLog {
         Ok(inner.core.segments().rev().find(holds).cloned())
     }
 
-    fn prepare_index(&self, segment: &Segment) {
+    pub(super) fn prepare_index(&self, segment: &Segment) {
         if !segment.has_index() {
             segment.load_index(&*self.context.disk);
         }
@@ -282,14 +282,14 @@ enum Found<'a> {
 }
 
 /// What a walk over entries needs, as it was at one moment.
-struct View {
+pub(super) struct View {
     segments: Vec<Arc<Segment>>,
-    raft: Arc<RaftMap>,
+    pub(super) raft: Arc<RaftMap>,
     last_purged: Option<LogId>,
 }
 
 impl View {
-    fn of(inner: &Inner) -> Self {
+    pub(super) fn of(inner: &Inner) -> Self {
         Self {
             segments: inner.core.segments().cloned().collect(),
             raft: Arc::clone(&inner.core.raft),
@@ -304,7 +304,7 @@ impl View {
             .or_else(|| self.raft.term_of(index))
     }
 
-    fn segment_of(&self, index: RaftIndex) -> Option<&Arc<Segment>> {
+    pub(super) fn segment_of(&self, index: RaftIndex) -> Option<&Arc<Segment>> {
         let after = self
             .segments
             .partition_point(|segment| segment.first_index <= index);
@@ -312,7 +312,7 @@ impl View {
     }
 
     /// A walk that stands before the batch of a Raft index.
-    fn scan_from<'a>(
+    pub(super) fn scan_from<'a>(
         &self,
         segment: &'a Segment,
         index: RaftIndex,
