@@ -23,6 +23,9 @@ use crate::{
     server::KafkaConfig,
 };
 
+/// How long a request waits for memory that it needs beside its frame.
+const EXTRA_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What a request comes to.
 #[derive(Debug)]
 pub(crate) enum Reply {
@@ -44,6 +47,8 @@ pub(crate) enum ConnectionError {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Request(#[from] RequestError),
+    #[error("there is no memory for a request that names so much")]
+    NoMemory,
     #[error("an unacknowledged request failed")]
     Unacknowledged,
     #[error("answers were not taken: {0}")]
@@ -125,7 +130,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             tokio::select! {
                 Some(first) = self.at_work.next() => self.answer(first).await?,
                 frame = self.frames.next(&self.front, &self.config), if reads => match frame {
-                    Ok(Some(frame)) => self.take_in(frame)?,
+                    Ok(Some(frame)) => self.take_in(frame).await?,
                     Ok(None) => self.ended = true,
                     // It waits for answers, that is all.
                     Err(FrameError::Idle(_)) if !self.at_work.is_empty() => self.frames.touch(),
@@ -136,19 +141,26 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         }
     }
 
-    fn take_in(&mut self, frame: Frame) -> Result<(), ConnectionError> {
+    async fn take_in(&mut self, frame: Frame) -> Result<(), ConnectionError> {
         let request = Request::decode(frame.bytes, &self.client)?;
-        if request.is_produce() || self.at_work.is_empty() {
-            self.begin(request, frame.memory);
+        let mut memory = frame.memory;
+        if let Some(extra) = request.extra_memory() {
+            // It holds memory already: it must not wait for long for what others like it hold.
+            let held = timeout(EXTRA_PATIENCE, self.front.hold_produce(extra)).await;
+            let held = held.map_err(|_| ConnectionError::NoMemory)?;
+            memory.merge(held.map_err(FrameError::from)?);
+        }
+        if request.is_pipelined() || self.at_work.is_empty() {
+            self.begin(request, memory);
         } else {
-            self.waiting = Some((request, frame.memory));
+            self.waiting = Some((request, memory));
         }
         Ok(())
     }
 
     /// Begins a request: its first poll gives it its place before those that follow.
     fn begin(&mut self, request: Request, memory: MemoryPermit) {
-        self.alone = !request.is_produce();
+        self.alone = !request.is_pipelined();
         let client = Arc::clone(&self.client);
         let mut work: Work = Box::pin(async move { (request.handle(&client).await, memory) });
         let polled = (&mut work).now_or_never();

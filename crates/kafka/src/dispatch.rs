@@ -75,6 +75,8 @@ impl<R> From<R> for Outcome<R> {
 pub(crate) struct Request {
     version: i16,
     correlation_id: i32,
+    /// What its arrays' elements take, in bytes, beside its frame.
+    elements: usize,
     body: Body,
 }
 
@@ -116,6 +118,7 @@ macro_rules! requests {
                         return Ok(Self {
                             version,
                             correlation_id: header.correlation_id,
+                            elements: reader.taken(),
                             body: Body::$name(message),
                         });
                     }
@@ -178,17 +181,29 @@ requests! {
     ListPartitionReassignments list_partition_reassignments_request::ListPartitionReassignmentsRequest list_partition_reassignments_response::ListPartitionReassignmentsResponse api::moves::list_partition_reassignments,
 }
 
+/// The requests that are served: key, first and last version of each.
+pub fn served() -> &'static [(i16, i16, i16)] {
+    SERVED
+}
+
+/// Reads a request and forgets it: for tools that look for input on which reading goes wrong. Answers with the bytes of memory
+/// that its elements took; `None` where it is refused.
+pub fn try_frame(frame: Bytes) -> Option<usize> {
+    let (key, version) = Request::kind(&frame);
+    let read = Request::read(key, version, frame);
+    read.ok().map(|request| request.elements)
+}
+
 impl Request {
+    /// Elements of requests that name some hundred partitions.
+    const FEW_BYTES: usize = 64 << 10;
+
     /// Reads a request from a frame of at least four bytes.
     ///
     /// # Errors
     /// Where the protocol has no way to say that it is not served, or it is none.
     pub(crate) fn decode(frame: Bytes, client: &Client) -> Result<Self, RequestError> {
-        let number = |at: usize| match frame.get(at..at + 2) {
-            Some(bytes) => i16::from_be_bytes([bytes[0], bytes[1]]),
-            None => -1,
-        };
-        let (key, version) = (number(0), number(2));
+        let (key, version) = Self::kind(&frame);
         let read = Self::read(key, version, frame.clone());
         match read {
             Err(RequestError::UnknownVersion { .. })
@@ -201,6 +216,15 @@ impl Request {
         }
     }
 
+    /// The key and version that a frame begins with; -1 where it is too short.
+    fn kind(frame: &[u8]) -> (i16, i16) {
+        let number = |at: usize| match frame.get(at..at + 2) {
+            Some(bytes) => i16::from_be_bytes([bytes[0], bytes[1]]),
+            None => -1,
+        };
+        (number(0), number(2))
+    }
+
     /// A question for versions in a version that nobody knows: the answer, in the first version, says which ones are known.
     fn versions_in_vain(frame: &Bytes) -> Self {
         let correlation_id = match frame.get(4..8) {
@@ -210,12 +234,18 @@ impl Request {
         Self {
             version: 0,
             correlation_id,
+            elements: 0,
             body: Body::ApiVersions(api::versions::in_vain()),
         }
     }
 
+    /// What it takes of the node's memory, in bytes, beside its frame: nothing to speak of, unless it was made to.
+    pub(crate) fn extra_memory(&self) -> Option<usize> {
+        Some(self.elements).filter(|elements| *elements > Self::FEW_BYTES)
+    }
+
     /// Whether it may be at work beside others of its kind.
-    pub(crate) fn is_produce(&self) -> bool {
-        matches!(self.body, Body::Produce(_))
+    pub(crate) fn is_pipelined(&self) -> bool {
+        matches!(self.body, Body::Produce(_)) && self.extra_memory().is_none()
     }
 }

@@ -12,6 +12,9 @@ mod error;
 mod frame;
 mod server;
 mod session;
+#[cfg(test)]
+mod tests;
 mod wire;
 
+pub use dispatch::{served, try_frame};
 pub use server::{KafkaConfig, KafkaListener};

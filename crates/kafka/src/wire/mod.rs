@@ -1,6 +1,8 @@
 //! The protocol's bytes: reading and writing its types, and the messages generated from its schemas.
 
 mod read;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub(crate) use read::{DecodeError, Reader};

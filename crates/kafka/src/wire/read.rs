@@ -29,11 +29,15 @@ pub(crate) struct Reader {
     rest: Bytes,
     /// How many bytes of memory the elements of arrays may still take.
     allowance: usize,
+    /// How many they could at first.
+    given: usize,
 }
 
-/// What an array's elements may take in memory for each byte of the frame. The densest request that clients send, a list of
-/// numbers or short names, takes less than half of it.
-const MEMORY_PER_BYTE: usize = 48;
+/// What the elements of a request's arrays may take in memory for each byte of it. The densest request that clients send, a
+/// list of topics with names of one letter, takes less.
+const MEMORY_PER_BYTE: usize = 32;
+/// What they may take in all, however large the request.
+const MOST_MEMORY: usize = 16 << 20;
 
 /// # Errors
 /// Where it is null.
@@ -54,10 +58,17 @@ macro_rules! numbers {
 impl Reader {
     /// A reader that lends what it reads from `frame`.
     pub(crate) fn new(frame: Bytes) -> Self {
+        let given = frame.len().saturating_mul(MEMORY_PER_BYTE).min(MOST_MEMORY);
         Self {
-            allowance: frame.len().saturating_mul(MEMORY_PER_BYTE),
             rest: frame,
+            allowance: given,
+            given,
         }
+    }
+
+    /// How many bytes of memory the elements read so far take, beside the frame.
+    pub(crate) fn taken(&self) -> usize {
+        self.given - self.allowance
     }
 
     numbers! {

@@ -159,14 +159,15 @@ func main() {
 		if err != nil {
 			return err
 		}
-		records := numbered(20)
+		// The client gives up on records of long ago.
+		records, first := numbered(20), time.Now().UnixMilli()
 		for i, record := range records {
-			record.Timestamp = time.UnixMilli(int64(1_000_000 + i*1000))
+			record.Timestamp = time.UnixMilli(first + int64(i*1000))
 		}
 		if err := produce(ctx, name, records); err != nil {
 			return err
 		}
-		found, err := admin.ListOffsetsAfterMilli(ctx, 1_005_500, name)
+		found, err := admin.ListOffsetsAfterMilli(ctx, first+5500, name)
 		if err != nil {
 			return err
 		}
