@@ -177,6 +177,25 @@ impl Client {
     }
 }
 
+fn fetch_at(offset: i64, max_wait_ms: i32) -> FetchRequest {
+    FetchRequest {
+        max_wait_ms,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        session_epoch: -1,
+        topics: vec![FetchTopic {
+            topic: "orders".into(),
+            partitions: vec![FetchPartition {
+                fetch_offset: offset,
+                partition_max_bytes: 1 << 20,
+                ..FetchPartition::default()
+            }],
+            ..FetchTopic::default()
+        }],
+        ..FetchRequest::default()
+    }
+}
+
 fn batch(value: &str) -> Bytes {
     let mut builder = BatchBuilder::new(Compression::None);
     builder.append(TimestampMs::new(1), None, Some(value.as_bytes()), &[]);
@@ -222,21 +241,7 @@ fn what_was_produced_is_fetched_byte_for_byte() {
         let sent = batch(&"knot".repeat(1000));
         client.produce(1, -1, "orders", sent.clone()).await;
         client.receive().await;
-        let request = FetchRequest {
-            max_wait_ms: 10_000,
-            min_bytes: 1,
-            max_bytes: 1 << 20,
-            session_epoch: -1,
-            topics: vec![FetchTopic {
-                topic: "orders".into(),
-                partitions: vec![FetchPartition {
-                    partition_max_bytes: 1 << 20,
-                    ..FetchPartition::default()
-                }],
-                ..FetchTopic::default()
-            }],
-            ..FetchRequest::default()
-        };
+        let request = fetch_at(0, 10_000);
         let which = (FetchRequest::KEY, FETCH_VERSION);
         client
             .send(which, 2, |w| request.encode(w, FETCH_VERSION))
@@ -248,6 +253,26 @@ fn what_was_produced_is_fetched_byte_for_byte() {
         let records = partition.records.clone().unwrap();
         // The log stamps what stands outside the checksum.
         assert_eq!(records[16..], sent[16..]);
+    });
+}
+
+#[test]
+fn what_follows_a_record_that_the_leader_has_is_never_out_of_range() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        for offset in 0..100 {
+            client.produce(1, 1, "orders", batch("a")).await;
+            assert_eq!(error_and_offset(client.receive().await.1), (0, offset));
+            let request = fetch_at(offset + 1, 0);
+            let which = (FetchRequest::KEY, FETCH_VERSION);
+            client
+                .send(which, 2, |w| request.encode(w, FETCH_VERSION))
+                .await;
+            let (_, body) = client.receive().await;
+            let response = FetchResponse::decode(&mut Reader::new(body), FETCH_VERSION).unwrap();
+            assert_eq!(response.responses[0].partitions[0].error_code, 0);
+        }
     });
 }
 

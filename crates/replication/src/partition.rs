@@ -258,6 +258,11 @@ impl Partition {
         self.log().state().start_offset
     }
 
+    /// The offset after the last record that this replica has, committed or not.
+    pub fn end_offset(&self) -> Offset {
+        self.log().state().end_offset
+    }
+
     /// Bytes of batches kept here.
     pub fn size_bytes(&self) -> u64 {
         self.log().state().size_bytes

@@ -108,7 +108,8 @@ async def by_timestamp():
 async def seek():
     name = await new_topic("seek")
     await produce(name, [{"value": b"%d" % i} for i in range(100)])
-    same((await read(name, 1, 42))[0].value, b"42")
+    found = (await read(name, 1, 42))[0]
+    same((found.offset, found.value), (42, b"42"))
     place = TopicPartition(name, 0)
     same((await with_consumer(lambda consumer: consumer.end_offsets([place])))[place], 100)
 

@@ -238,7 +238,7 @@ impl FetchStream {
             if self.found.running.stopped.is_cancelled() {
                 return Err(self.stopped_error());
             }
-            if end != self.next {
+            if end > self.next || is_beyond(&self.found.running.partition, self.next, end) {
                 return Ok(end);
             }
             tokio::select! {
@@ -272,7 +272,7 @@ async fn read_below(
     max_bytes: usize,
     high_watermark: Offset,
 ) -> Result<ReadBatches, BrokerError> {
-    if from == high_watermark {
+    if from >= high_watermark && !is_beyond(partition, from, high_watermark) {
         return Ok(ReadBatches {
             bytes: Bytes::new(),
             next_offset: from,
@@ -298,6 +298,13 @@ async fn read_below(
         ));
     }
     Ok(partition.read(from, max_bytes).await?)
+}
+
+/// Whether an offset is not to be waited for here: it lies past the log's end, or this node does not know what is committed.
+/// Whoever was told of a record by a leader that had appended it may ask for what follows before it is committed.
+fn is_beyond(partition: &Partition, from: Offset, high_watermark: Offset) -> bool {
+    let ready = || partition.leadership().borrow().ready;
+    from > high_watermark && (from > partition.end_offset() || !ready())
 }
 
 /// The batches that begin before `end`.
