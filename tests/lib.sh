@@ -53,7 +53,7 @@ start_broker() {
   grpc_port=${grpc_port:-$(free_port)}
   http_port=${http_port:-$(free_port)}
   export QUIPU_BROKER=127.0.0.1:$grpc_port
-  "$QUIPU" dev --data-dir "$1" --grpc-listen "$QUIPU_BROKER" --http-listen "127.0.0.1:$http_port" \
+  "$QUIPU" dev --data-dir "$1" --kafka-listen 127.0.0.1:0 --grpc-listen "$QUIPU_BROKER" --http-listen "127.0.0.1:$http_port" \
     >>"$scratch/broker.log" 2>&1 </dev/null 3>&- 4>&- &
   broker_pid=$!
   local tries

@@ -50,6 +50,7 @@ impl Broker {
             .arg("--data-dir")
             .arg(self.directory.path().join("data"))
             .args(["--grpc-listen", &self.address, "--http-listen", &self.http])
+            .args(["--kafka-listen", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -21,7 +21,7 @@ try_configurations() {
 start_node() {
   local node=$1
   "$QUIPU" server --config "deploy/cluster/node-$node.toml" "${@:2}" --data-dir "$scratch/node-$node" \
-    --grpc-listen "127.0.0.1:${ports[node]}" --http-listen "127.0.0.1:${web[node]}" \
+    --kafka-listen 127.0.0.1:0 --grpc-listen "127.0.0.1:${ports[node]}" --http-listen "127.0.0.1:${web[node]}" \
     --advertised-grpc "127.0.0.1:${ports[node]}" >>"$scratch/node-$node.log" 2>&1 </dev/null &
   node_pids[node]=$!
 }
@@ -44,7 +44,7 @@ stop_nodes() {
 single_example() {
   ports[5]=$(free_port) web[5]=$(free_port)
   "$QUIPU" server --config deploy/quipu.toml --data-dir "$scratch/single" --grpc-listen "127.0.0.1:${ports[5]}" \
-    --http-listen "127.0.0.1:${web[5]}" >>"$scratch/single.log" 2>&1 </dev/null &
+    --kafka-listen 127.0.0.1:0 --http-listen "127.0.0.1:${web[5]}" >>"$scratch/single.log" 2>&1 </dev/null &
   node_pids[5]=$!
   within 10 node_ready 5 && stop_node 5
 }

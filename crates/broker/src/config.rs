@@ -39,6 +39,8 @@ pub struct BrokerConfig {
     pub http_listen: SocketAddr,
     /// `host:port` under which clients reach the gRPC listener; `None`: the listener's own address.
     pub advertised_grpc: Option<String>,
+    /// `host:port` under which Kafka clients reach this node; `None`: it serves none.
+    pub advertised_kafka: Option<String>,
     /// The most bytes that requests of clients in flight may hold: half for what producers sent, half for what consumers are
     /// sent. Beside it, what is under way to and from other brokers may hold an eighth of it for each of them.
     pub memory_bytes: usize,
@@ -71,6 +73,7 @@ impl BrokerConfig {
             grpc_listen,
             http_listen,
             advertised_grpc: None,
+            advertised_kafka: None,
             memory_bytes: 512 << 20,
             max_connections: 4096,
             catch_up_rate: CATCH_UP_RATE,

@@ -8,6 +8,7 @@ mod cluster;
 mod config;
 mod core;
 mod error;
+pub mod front;
 mod grpc;
 mod http;
 mod memory;

@@ -14,7 +14,7 @@ pub(crate) struct MemoryBudget {
 }
 
 /// Bytes taken from a budget.
-pub(crate) type MemoryPermit = OwnedSemaphorePermit;
+pub type MemoryPermit = OwnedSemaphorePermit;
 
 impl MemoryBudget {
     pub(crate) fn new(bytes: usize) -> Self {
@@ -33,13 +33,7 @@ impl MemoryBudget {
     /// Takes bytes at once, or refuses.
     pub(crate) fn take(&self, bytes: usize) -> Result<MemoryPermit, BrokerError> {
         if bytes > self.total {
-            return Err(BrokerError::new(
-                Reason::BatchTooLarge,
-                format!(
-                    "the request needs {bytes} bytes, all requests together may hold {}: send less at a time, or give the broker more --memory",
-                    self.total
-                ),
-            ));
+            return Err(self.never(bytes));
         }
         u32::try_from(bytes)
             .ok()
@@ -54,6 +48,28 @@ impl MemoryBudget {
                     ),
                 )
             })
+    }
+
+    /// Takes bytes as soon as they are free.
+    ///
+    /// # Errors
+    /// Where there never are as many.
+    pub(crate) async fn wait(&self, bytes: usize) -> Result<MemoryPermit, BrokerError> {
+        let permits = u32::try_from(bytes).ok().filter(|_| bytes <= self.total);
+        let permits = permits.ok_or_else(|| self.never(bytes))?;
+        let waiting = Arc::clone(&self.semaphore).acquire_many_owned(permits);
+        // The budget is never closed.
+        waiting.await.map_err(|_| BrokerError::shutting_down())
+    }
+
+    fn never(&self, bytes: usize) -> BrokerError {
+        BrokerError::new(
+            Reason::BatchTooLarge,
+            format!(
+                "the request needs {bytes} bytes, all requests together may hold {}: send less at a time, or give the broker more --memory",
+                self.total
+            ),
+        )
     }
 
     /// Takes bytes for work that can as well wait: not from the last half, which is for work that cannot.

@@ -13,7 +13,12 @@ use quipu_storage::{
     RecoveryReport, StorageFailure, Store, UnrecoveredStore,
     io::{Clock, RealDisk, SystemClock},
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -21,6 +26,7 @@ use crate::{
     config::BrokerConfig,
     core::Core,
     error::NodeFailure,
+    front::Front,
     grpc, http,
     memory::MemoryBudget,
     metadata::Metadata,
@@ -49,7 +55,9 @@ pub struct Broker {
     shutdown_grace: Duration,
     /// Cancelled after `core.stop`, so that health is told to the last.
     http_stop: CancellationToken,
-    servers: Vec<JoinHandle<()>>,
+    /// What clients talk to.
+    fronts: Vec<JoinHandle<()>>,
+    http: JoinHandle<()>,
     background: TaskTracker,
 }
 
@@ -127,10 +135,8 @@ impl Broker {
         links.set_peers(core.book.others());
         let http_stop = CancellationToken::new();
         let broker = Self {
-            servers: vec![
-                spawn_grpc(&core, &host, grpc_listener, &config),
-                spawn_http(&core, http_listener, registry, http_stop.clone()),
-            ],
+            fronts: vec![spawn_grpc(&core, &host, grpc_listener, &config)],
+            http: spawn_http(&core, http_listener, registry, http_stop.clone()),
             core: Arc::clone(&core),
             links: Arc::clone(&links),
             addresses,
@@ -188,7 +194,7 @@ impl Broker {
     async fn abandon(self) {
         self.core.stop.cancel();
         self.http_stop.cancel();
-        for server in self.servers {
+        for server in self.fronts.into_iter().chain([self.http]) {
             server.abort();
             let _ = server.await;
         }
@@ -199,6 +205,16 @@ impl Broker {
     /// Where the node listens.
     pub fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// Lets clients reach the node through another front: `serve` is to go on until [`Front::stopping`] resolves, and then to
+    /// finish what is in flight.
+    pub fn attach<S>(&mut self, serve: impl FnOnce(Front) -> S)
+    where
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let front = Front::new(Arc::clone(&self.core));
+        self.fronts.push(tokio::spawn(serve(front)));
     }
 
     /// What opening the data directory found.
@@ -229,17 +245,15 @@ impl Broker {
         tracing::info!("shutting down");
         hand_over(&self.core.table, self.shutdown_grace).await;
         self.core.stop.cancel();
-        let mut servers = self.servers.into_iter();
-        if let Some(mut grpc) = servers.next()
-            && tokio::time::timeout(self.shutdown_grace, &mut grpc)
-                .await
-                .is_err()
-        {
-            tracing::warn!(
-                "requests were still in flight after {:?}: cut",
-                self.shutdown_grace
-            );
-            grpc.abort();
+        let deadline = Instant::now() + self.shutdown_grace;
+        for mut front in self.fronts {
+            if timeout_at(deadline, &mut front).await.is_err() {
+                tracing::warn!(
+                    "requests were still in flight after {:?}: cut",
+                    self.shutdown_grace
+                );
+                front.abort();
+            }
         }
         self.background.close();
         self.background.wait().await;
@@ -248,10 +262,8 @@ impl Broker {
         let store = Arc::clone(&self.core.store);
         let closed = tokio::task::spawn_blocking(move || store.close()).await;
         self.http_stop.cancel();
-        for http in servers {
-            http.abort();
-            let _ = http.await;
-        }
+        self.http.abort();
+        let _ = self.http.await;
         tracing::info!("the broker is down");
         closed.unwrap_or(Ok(()))
     }

@@ -60,6 +60,7 @@ pub enum StartError {
 pub(crate) struct Place {
     node: NodeId,
     advertised: String,
+    advertised_kafka: String,
     rack: String,
     /// The nodes that begin the cluster's metadata; none where this one joins.
     pub(crate) voters: Vec<NodeAddress>,
@@ -96,6 +97,7 @@ impl Place {
         Ok(Self {
             node,
             advertised,
+            advertised_kafka: config.advertised_kafka.clone().unwrap_or_default(),
             rack: config.rack.clone(),
             voters,
             seeds,
@@ -284,6 +286,7 @@ impl Startup {
                 address: self.place.advertised.clone(),
                 directory_id: self.core.store.directory_id().to_vec().into(),
                 rack: self.place.rack.clone(),
+                kafka_address: self.place.advertised_kafka.clone(),
             },
             seeds: self.place.seeds.clone(),
             book: Arc::clone(&self.core.book),

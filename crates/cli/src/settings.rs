@@ -5,6 +5,7 @@ use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use quipu_broker::{Membership, NodeAddress};
+use quipu_kafka::KafkaConfig;
 use quipu_model::NodeId;
 use serde::Deserialize;
 
@@ -26,6 +27,19 @@ pub(crate) struct NodeSettings {
     /// The address that clients are told to reach this node at; the listener's own if not given
     #[arg(long, env = "QUIPU_ADVERTISED_GRPC", value_name = "HOST:PORT")]
     pub(crate) advertised_grpc: Option<String>,
+    /// Where Kafka clients are served
+    #[arg(long, env = "QUIPU_KAFKA_LISTEN", value_name = "ADDRESS:PORT")]
+    pub(crate) kafka_listen: Option<SocketAddr>,
+    /// The address that Kafka clients are told to reach this node at; the listener's own if not given
+    #[arg(long, env = "QUIPU_KAFKA_ADVERTISE", value_name = "HOST:PORT")]
+    pub(crate) kafka_advertise: Option<String>,
+    /// Whether a Kafka client that asks for a topic creates it: true if not given, as with Kafka
+    #[arg(
+        long,
+        env = "QUIPU_KAFKA_AUTO_CREATE_TOPICS",
+        value_name = "true|false"
+    )]
+    pub(crate) kafka_auto_create_topics: Option<bool>,
     /// The first nodes of a cluster, this one among them; the same on each: 1@host1:9093,2@host2:9093,3@host3:9093
     #[arg(long, env = "QUIPU_VOTERS", value_name = "ID@HOST:PORT,…")]
     pub(crate) voters: Option<String>,
@@ -36,7 +50,7 @@ pub(crate) struct NodeSettings {
     /// Where the node stands: replicas are spread over as many racks as there are
     #[arg(long, env = "QUIPU_RACK", value_name = "NAME")]
     pub(crate) rack: Option<String>,
-    /// The most gRPC connections of clients served at a time
+    /// The most gRPC connections of clients served at a time, and the most Kafka connections
     #[arg(long, env = "QUIPU_MAX_CONNECTIONS", value_name = "N")]
     pub(crate) max_connections: Option<usize>,
     /// The memory that requests of clients in flight may hold, such as 512MiB
@@ -60,6 +74,11 @@ impl NodeSettings {
             grpc_listen: self.grpc_listen.or(other.grpc_listen),
             http_listen: self.http_listen.or(other.http_listen),
             advertised_grpc: self.advertised_grpc.or(other.advertised_grpc),
+            kafka_listen: self.kafka_listen.or(other.kafka_listen),
+            kafka_advertise: self.kafka_advertise.or(other.kafka_advertise),
+            kafka_auto_create_topics: self
+                .kafka_auto_create_topics
+                .or(other.kafka_auto_create_topics),
             memory: self.memory.or(other.memory),
             catch_up_rate: self.catch_up_rate.or(other.catch_up_rate),
             rack: self.rack.or(other.rack),
@@ -85,6 +104,18 @@ impl NodeSettings {
             }
             _ if voters.is_empty() => Ok(Membership::Alone),
             _ => Ok(Membership::Voters(voters)),
+        }
+    }
+
+    /// How Kafka clients are served.
+    pub(crate) fn kafka(&self) -> KafkaConfig {
+        let defaults = KafkaConfig::default();
+        KafkaConfig {
+            max_connections: self.max_connections.unwrap_or(defaults.max_connections),
+            auto_create_topics: self
+                .kafka_auto_create_topics
+                .unwrap_or(defaults.auto_create_topics),
+            ..defaults
         }
     }
 

@@ -329,19 +329,17 @@ impl Partition {
 /// The sequences of an idempotent producer's batch; `None` where it is not idempotent.
 fn numbered(batch: &RecordBatch) -> Result<Option<Numbered>, AppendError> {
     let header = batch.header();
-    let set = [
-        header.producer_id.is_some(),
-        header.producer_epoch.get() >= 0,
-        header.base_sequence.get() >= 0,
-    ];
-    match set {
-        [false, false, false] => Ok(None),
-        [true, true, true] => Ok(Some(Numbered {
-            producer: header.producer_id,
-            epoch: header.producer_epoch,
-            first: header.base_sequence,
-            last: header.base_sequence.plus(header.last_offset_delta),
-        })),
-        _ => Err(AppendError::BadProducerFields),
+    // Without an id the others mean nothing: several clients leave zeros there.
+    if !header.producer_id.is_some() {
+        return Ok(None);
     }
+    if header.producer_epoch.get() < 0 || header.base_sequence.get() < 0 {
+        return Err(AppendError::BadProducerFields);
+    }
+    Ok(Some(Numbered {
+        producer: header.producer_id,
+        epoch: header.producer_epoch,
+        first: header.base_sequence,
+        last: header.base_sequence.plus(header.last_offset_delta),
+    }))
 }

@@ -82,10 +82,8 @@ pub enum AppendError {
         /// The batch's first sequence.
         given: Sequence,
     },
-    /// Producer id, epoch and sequence are set together or not at all.
-    #[error(
-        "the batch carries sequences of a producer without an id or epoch, or the other way round"
-    )]
+    /// A producer id comes with an epoch and a sequence.
+    #[error("the batch carries a producer id without an epoch or a sequence")]
     BadProducerFields,
     /// There is no room for it now.
     #[error(transparent)]

@@ -14,7 +14,7 @@ use parking_lot::RwLock;
 use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionKey, Term, TimestampMs, TopicConfig};
 use quipu_storage::{
     AppendError as LogError, PartitionDamage, PartitionLog, ReadBatches, ReadError, ReserveError,
-    RetentionPolicy, Store, TimestampedOffset,
+    RetentionPolicy, Store, TermEnd, TimestampedOffset,
 };
 use tokio::{
     sync::{Mutex, Notify, oneshot, watch},
@@ -36,6 +36,8 @@ use crate::{
 
 /// How long a leader that ends waits for those whom it wakes.
 const LAST_WORD: Duration = Duration::from_millis(500);
+/// How long the newest record is waited for to be committed.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for a trim that was committed to be done.
 const TRIM_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -276,6 +278,11 @@ impl Partition {
         self.log().state().start_offset
     }
 
+    /// The offset after the last record that this replica has, committed or not.
+    pub fn end_offset(&self) -> Offset {
+        self.log().state().end_offset
+    }
+
     /// Bytes of batches kept here.
     pub fn size_bytes(&self) -> u64 {
         self.log().state().size_bytes
@@ -289,6 +296,32 @@ impl Partition {
         let up_to = self.inner.group.high_watermark();
         self.blocking(move |log| log.offset_for_timestamp(timestamp, up_to))
             .await
+    }
+
+    /// The first record with the greatest timestamp of all. Records that are not committed yet are waited for.
+    ///
+    /// # Errors
+    /// Where they are not committed in time, or the log cannot be read.
+    pub async fn newest_record(&self) -> Result<Option<TimestampedOffset>, ReadError> {
+        let (newest, end) = self.log().newest_timestamp();
+        let Some(newest) = newest else {
+            return Ok(None);
+        };
+        let mut committed = self.high_watermark();
+        let waiting = committed.wait_for(|committed| *committed >= end);
+        // Where they are not, the answer is out of what is.
+        let _ = tokio::time::timeout(COMMIT_PATIENCE, waiting).await;
+        self.offset_for_timestamp(newest).await
+    }
+
+    /// Where an epoch ends in the log, or the one before it where there is none such; `None` for epochs newer than all.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
+    pub async fn end_of_epoch(&self, epoch: LeaderEpoch) -> Result<Option<TermEnd>, ReadError> {
+        let up_to = self.inner.group.high_watermark();
+        let term = Term::new(u64::try_from(epoch.get()).unwrap_or(0));
+        self.blocking(move |log| log.end_of_term(term, up_to)).await
     }
 
     /// Who leads, as far as this replica knows, and in which epoch.
@@ -395,18 +428,38 @@ impl Partition {
             Ok(Err(error)) => return Err(log_error(error)),
             Err(error) => return Err(AppendError::Fatal(error.to_string())),
         };
-        let committed = self.inner.group.high_watermark();
-        if let Some(before) = point.filter(|p| *p > self.start_offset() && *p <= committed) {
-            let deadline = Instant::now() + TRIM_PATIENCE;
-            self.confirm_leading(&running, deadline).await?;
-            self.propose_trim(&running, term, before).await?;
-            let mut trimmed = self.inner.group.trimmed.subscribe();
-            let trimming = trimmed.wait_for(|done| *done >= before);
-            if tokio::time::timeout(TRIM_PATIENCE, trimming).await.is_err() {
-                return Err(AppendError::TimedOut(TRIM_PATIENCE));
-            }
+        if let Some(before) = point {
+            self.trim_in(&running, term, before).await?;
         }
         Ok(self.start_offset())
+    }
+
+    /// On the leader: deletes the records before an offset, as far as they are committed, through the log. Answers with the
+    /// start offset then in force.
+    pub async fn trim(&self, before: Offset) -> Result<Offset, AppendError> {
+        let (running, term) = self.leading()?;
+        self.trim_in(&running, term, before).await?;
+        Ok(self.start_offset())
+    }
+
+    async fn trim_in(
+        &self,
+        running: &Running,
+        term: Term,
+        before: Offset,
+    ) -> Result<(), AppendError> {
+        if before <= self.start_offset() || before > self.inner.group.high_watermark() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + TRIM_PATIENCE;
+        self.confirm_leading(running, deadline).await?;
+        self.propose_trim(running, term, before).await?;
+        let mut trimmed = self.inner.group.trimmed.subscribe();
+        let trimming = trimmed.wait_for(|done| *done >= before);
+        match tokio::time::timeout(TRIM_PATIENCE, trimming).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(AppendError::TimedOut(TRIM_PATIENCE)),
+        }
     }
 
     async fn propose_trim(

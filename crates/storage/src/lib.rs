@@ -15,7 +15,7 @@ pub use log::{
     AppendError, Applied, BadCopy, BadManifest, Control, ControlKind, DamagedLog, EntryInfo,
     EntryKind, Incoming, IncomingError, LogEntry, LogState, MAX_PRODUCER_BATCHES, Manifest,
     ManifestSegment, Mending, PartitionLog, Payload, ProducerBatch, ProducerTail, ReadBatches,
-    ReadError, RepairError, Reservation, ReserveError, RetentionPolicy, TimestampedOffset,
+    ReadError, RepairError, Reservation, ReserveError, RetentionPolicy, TermEnd, TimestampedOffset,
     check_copied,
 };
 pub use store::{OpenError, PartitionDamage, RecoveryReport, Store, StoreConfig, UnrecoveredStore};

@@ -81,6 +81,7 @@ impl Node {
             .args(&self.membership)
             .args(["--grpc-listen", &self.grpc.to_string()])
             .args(["--http-listen", &self.http.to_string()])
+            .args(["--kafka-listen", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

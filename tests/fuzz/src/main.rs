@@ -9,6 +9,7 @@
 )]
 
 mod batch;
+mod kafka;
 mod mutate;
 mod produce;
 mod recovery;
@@ -37,7 +38,7 @@ struct Arguments {
     #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// Only these; may be given more than once.
-    #[arg(long, value_name = "NAME", value_parser = ["batch", "produce", "wal", "segments"])]
+    #[arg(long, value_name = "NAME", value_parser = ["batch", "kafka", "produce", "wal", "segments"])]
     target: Vec<String>,
     /// What all inputs follow from.
     #[arg(long, default_value_t = 1)]
@@ -70,6 +71,7 @@ trait Target {
 fn target(name: &str) -> Result<Box<dyn Target>> {
     Ok(match name {
         "batch" => Box::new(batch::Batches::new()?),
+        "kafka" => Box::new(kafka::Frames),
         "produce" => Box::new(produce::ProducePath::new()?),
         "wal" => Box::new(recovery::Recovery::new(recovery::Part::Wal)?),
         "segments" => Box::new(recovery::Recovery::new(recovery::Part::Segments)?),
@@ -86,7 +88,7 @@ fn main() -> Result<()> {
         eprintln!("input {}", INPUT.load(Ordering::Relaxed));
         std::process::abort();
     }));
-    for name in ["batch", "produce", "wal", "segments"] {
+    for name in ["batch", "kafka", "produce", "wal", "segments"] {
         if arguments.target.is_empty() || arguments.target.iter().any(|t| t == name) {
             run(name, &arguments)?;
         }

@@ -104,6 +104,7 @@ impl Launch {
             .arg("--data-dir")
             .arg(&self.data)
             .args(["--grpc-listen", &grpc, "--http-listen", &http])
+            .args(["--kafka-listen", "127.0.0.1:0"])
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

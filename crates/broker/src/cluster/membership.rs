@@ -201,6 +201,7 @@ mod tests {
                 address: "localhost:9093".to_owned(),
                 directory_id: vec![1; 16].into(),
                 rack: String::new(),
+                kafka_address: String::new(),
             })
         });
         for record in registered.chain(more) {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use quipu_model::{Offset, PartitionId, batch::BatchHeader};
+use quipu_model::{LeaderEpoch, Offset, PartitionId, batch::BatchHeader};
 use quipu_replication::{Leadership, Partition};
 use quipu_storage::{ReadBatches, ReadError};
 use tokio::{sync::watch, time::Instant};
@@ -17,17 +17,17 @@ use crate::{
 
 /// What a consumer asks for.
 #[derive(Clone, Debug)]
-pub(crate) struct Fetch<'a> {
-    pub(crate) topic: &'a str,
-    pub(crate) partition: PartitionId,
-    pub(crate) offset: Offset,
+pub struct Fetch<'a> {
+    pub topic: &'a str,
+    pub partition: PartitionId,
+    pub offset: Offset,
     /// Most bytes of batches; a larger number is lowered to [`Fetch::MOST_BYTES`] and to what memory allows. One batch comes
     /// whatever its size.
-    pub(crate) max_bytes: usize,
+    pub max_bytes: usize,
     /// Bytes to wait for.
-    pub(crate) min_bytes: usize,
+    pub min_bytes: usize,
     /// How long to wait for them.
-    pub(crate) max_wait: Duration,
+    pub max_wait: Duration,
 }
 
 impl Fetch<'_> {
@@ -38,11 +38,13 @@ impl Fetch<'_> {
 
 /// Committed batches.
 #[derive(Clone, Debug)]
-pub(crate) struct Fetched {
+pub struct Fetched {
     /// Whole batches, lent from the log. The first may begin before the offset asked for.
-    pub(crate) batches: Bytes,
-    pub(crate) high_watermark: Offset,
-    pub(crate) log_start: Offset,
+    pub batches: Bytes,
+    pub high_watermark: Offset,
+    pub log_start: Offset,
+    /// The newest epoch that this node knows of.
+    pub leader_epoch: LeaderEpoch,
 }
 
 impl Core {
@@ -73,6 +75,7 @@ impl Core {
                     batches,
                     high_watermark: end,
                     log_start: partition.start_offset(),
+                    leader_epoch: partition.leader().1,
                 });
             }
             tokio::select! {
@@ -84,6 +87,21 @@ impl Core {
                     return Err(self.stopped_error(request.topic));
                 }
             }
+        }
+    }
+
+    /// Resolves once the high watermark is no longer at `seen`, or the partition is not served here any more.
+    pub(crate) async fn moved(&self, topic: &str, partition: PartitionId, seen: Offset) {
+        let Ok(found) = self.find(topic, partition) else {
+            return;
+        };
+        let mut high_watermark = found.running.partition.high_watermark();
+        let mut leadership = found.running.partition.leadership();
+        tokio::select! {
+            // Where the sender is gone, the partition is not served any more.
+            _ = high_watermark.wait_for(|now| *now != seen) => {}
+            _ = leadership.wait_for(|_| self.led_elsewhere(&found.running.partition).is_some()) => {}
+            () = found.running.stopped.cancelled() => {}
         }
     }
 
@@ -177,6 +195,7 @@ impl FetchStream {
             batches,
             high_watermark,
             log_start: self.found.running.partition.start_offset(),
+            leader_epoch: self.leadership.borrow().epoch,
         }))
     }
 
@@ -222,7 +241,7 @@ impl FetchStream {
             if self.found.running.stopped.is_cancelled() {
                 return Err(self.stopped_error());
             }
-            if end != self.next {
+            if end > self.next || is_beyond(&self.found.running.partition, self.next, end) {
                 return Ok(end);
             }
             tokio::select! {
@@ -262,7 +281,7 @@ async fn read_below(
     max_bytes: usize,
     high_watermark: Offset,
 ) -> Result<ReadBatches, BrokerError> {
-    if from == high_watermark {
+    if from >= high_watermark && !is_beyond(partition, from, high_watermark) {
         return Ok(ReadBatches {
             bytes: Bytes::new(),
             next_offset: from,
@@ -294,6 +313,13 @@ async fn read_below(
         }
         read => Ok(read?),
     }
+}
+
+/// Whether an offset is not to be waited for here: it lies past the log's end, or this node does not know what is committed.
+/// Whoever was told of a record by a leader that had appended it may ask for what follows before it is committed.
+fn is_beyond(partition: &Partition, from: Offset, high_watermark: Offset) -> bool {
+    let ready = || partition.leadership().borrow().ready;
+    from > high_watermark && (from > partition.end_offset() || !ready())
 }
 
 /// The batches that begin before `end`.

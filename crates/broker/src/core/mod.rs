@@ -16,10 +16,11 @@ use quipu_storage::{Store, io::Clock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use fetch::{Fetch, FetchStream, Fetched};
-pub(crate) use offsets::{ListedOffset, OffsetQuery};
-pub(crate) use produce::{Payload, Prepared, Produce};
-pub(crate) use topics::{NodeDescription, PartitionDescription};
+pub(crate) use fetch::FetchStream;
+pub use fetch::{Fetch, Fetched};
+pub use offsets::{EpochEnd, ListedOffset, OffsetQuery};
+pub use produce::{Payload, Prepared, Produce};
+pub use topics::{ClusterDescription, NodeDescription, PartitionDescription};
 
 use crate::{
     cluster::{AddressBook, LeaderTable},

@@ -1,27 +1,41 @@
 //! Offsets by position or time.
 
-use quipu_model::{Offset, PartitionId, TimestampMs};
+use quipu_model::{LeaderEpoch, Offset, PartitionId, TimestampMs};
 
 use super::Core;
-use crate::error::BrokerError;
+use crate::{
+    error::{BrokerError, Reason},
+    metadata::internal_topic,
+};
 
 /// Which offset is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OffsetQuery {
+pub enum OffsetQuery {
     /// The first offset still kept.
     Earliest,
     /// The offset after the last committed record.
     Latest,
     /// The first record with this timestamp or a later one.
     At(TimestampMs),
+    /// The first of the records with the greatest timestamp.
+    Newest,
+}
+
+/// Where an epoch ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochEnd {
+    /// The newest epoch that is not newer than the one asked for.
+    pub epoch: LeaderEpoch,
+    /// The first offset of a later epoch; where there is none, the high watermark.
+    pub end: Offset,
 }
 
 /// An offset found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ListedOffset {
-    pub(crate) offset: Offset,
+pub struct ListedOffset {
+    pub offset: Offset,
     /// The record's timestamp, where a record was looked for and found.
-    pub(crate) timestamp: Option<TimestampMs>,
+    pub timestamp: Option<TimestampMs>,
 }
 
 impl Core {
@@ -55,6 +69,65 @@ impl Core {
                     timestamp: Some(record.timestamp),
                 })
             }
+            OffsetQuery::Newest => {
+                let record = partition.newest_record().await?;
+                record.map_or(bare(latest), |record| ListedOffset {
+                    offset: record.offset,
+                    timestamp: Some(record.timestamp),
+                })
+            }
         })
+    }
+
+    /// Looks up where an epoch ends; `None` where it is newer than all that there were.
+    ///
+    /// # Errors
+    /// Where the partition is not served.
+    pub(crate) async fn end_of_epoch(
+        &self,
+        topic: &str,
+        partition: PartitionId,
+        epoch: LeaderEpoch,
+    ) -> Result<Option<EpochEnd>, BrokerError> {
+        let found = self.find(topic, partition)?;
+        let partition = &found.running.partition;
+        if let Some(error) = self.led_elsewhere(partition) {
+            return Err(error);
+        }
+        let end = partition.end_of_epoch(epoch).await?;
+        Ok(end.map(|found| EpochEnd {
+            epoch: found.term.leader_epoch(),
+            end: found.end,
+        }))
+    }
+
+    /// Deletes the records before an offset, for good; `None`: all of them. Answers with the first offset then kept.
+    ///
+    /// # Errors
+    /// Where the partition is not led here, the offset is past its end, or it is the cluster's own.
+    pub(crate) async fn delete_records(
+        &self,
+        topic: &str,
+        partition: PartitionId,
+        before: Option<Offset>,
+    ) -> Result<Offset, BrokerError> {
+        let found = self.find(topic, partition)?;
+        if found.topic.topic.name.is_internal() {
+            return Err(internal_topic(&found.topic.topic.name));
+        }
+        let partition = &found.running.partition;
+        let committed = *partition.high_watermark().borrow();
+        let before = before.unwrap_or(committed);
+        if before > committed {
+            return Err(BrokerError::new(
+                Reason::OffsetOutOfRange,
+                format!(
+                    "records before {before} cannot be deleted: partition {} ends at {committed}",
+                    partition.key()
+                ),
+            ));
+        }
+        let trimming = partition.trim(before).await;
+        trimming.map_err(|error| self.append_error(error))
     }
 }

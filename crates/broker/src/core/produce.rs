@@ -16,20 +16,22 @@ use crate::{
 
 /// What a producer asks for.
 #[derive(Debug)]
-pub(crate) struct Produce<'a> {
-    pub(crate) topic: &'a str,
-    pub(crate) partition: PartitionId,
-    pub(crate) acks: Acks,
+pub struct Produce<'a> {
+    pub topic: &'a str,
+    pub partition: PartitionId,
+    pub acks: Acks,
     /// How long to wait for the acknowledgement; `None`: [`Produce::DEFAULT_TIMEOUT`].
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) payload: Payload,
+    pub timeout: Option<Duration>,
+    pub payload: Payload,
 }
 
 /// The records.
 #[derive(Debug)]
-pub(crate) enum Payload {
+pub enum Payload {
     /// Bytes that should be one batch, to be checked.
     Encoded(Bytes),
+    /// The same, where the caller has taken the memory for it already and keeps it until the append has ended.
+    Held(Bytes),
     /// A batch that this broker built.
     Built(RecordBatch),
 }
@@ -41,14 +43,14 @@ impl Produce<'_> {
 
 /// A request that was found to be right and holds its memory: all that is left is to append.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub struct Prepared {
     core: Arc<Core>,
     found: Found,
     batch: RecordBatch,
     acks: Acks,
     timeout: Duration,
     started: Instant,
-    _memory: MemoryPermit,
+    _memory: Option<MemoryPermit>,
 }
 
 impl Core {
@@ -74,7 +76,10 @@ impl Core {
                 ),
             ));
         }
-        let memory = self.produce_memory.take(size)?;
+        let memory = match &request.payload {
+            Payload::Held(_) => None,
+            _ => Some(self.produce_memory.take(size)?),
+        };
         let timeout = request.timeout.unwrap_or(Produce::DEFAULT_TIMEOUT);
         Ok(Prepared {
             core: Arc::clone(self),
@@ -91,14 +96,14 @@ impl Core {
 impl Payload {
     fn len(&self) -> usize {
         match self {
-            Self::Encoded(bytes) => bytes.len(),
+            Self::Encoded(bytes) | Self::Held(bytes) => bytes.len(),
             Self::Built(batch) => batch.bytes().len(),
         }
     }
 
     fn check(self) -> Result<RecordBatch, BrokerError> {
         match self {
-            Self::Encoded(bytes) => {
+            Self::Encoded(bytes) | Self::Held(bytes) => {
                 let batch = RecordBatch::from_bytes(bytes)?;
                 batch.validate_records()?;
                 Ok(batch)
@@ -120,7 +125,10 @@ impl Prepared {
     }
 
     /// Appends. The first poll takes the batch's place in the partition.
-    pub(crate) async fn append(self) -> Result<Appended, BrokerError> {
+    ///
+    /// # Errors
+    /// Where it is refused, or nobody knows what became of it: [`BrokerError::outcome`] says which.
+    pub async fn append(self) -> Result<Appended, BrokerError> {
         let metrics = &self.core.metrics;
         let bytes = self.batch.bytes().len() as u64;
         let records = u64::from(self.batch.header().record_count);

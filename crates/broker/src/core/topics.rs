@@ -16,49 +16,51 @@ const TRANSFER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A partition as its replica here sees it.
 #[derive(Clone, Debug)]
-pub(crate) struct PartitionDescription {
-    pub(crate) partition: PartitionId,
-    pub(crate) leader: Option<NodeAddress>,
-    pub(crate) leader_epoch: LeaderEpoch,
-    pub(crate) replicas: Box<[NodeId]>,
+pub struct PartitionDescription {
+    pub partition: PartitionId,
+    pub leader: Option<NodeAddress>,
+    pub leader_epoch: LeaderEpoch,
+    pub replicas: Box<[NodeId]>,
     /// Who keeps it until the move under way is done.
-    pub(crate) leaving: Box<[NodeId]>,
+    pub leaving: Box<[NodeId]>,
     /// Who joins by it.
-    pub(crate) joining: Box<[NodeId]>,
+    pub joining: Box<[NodeId]>,
     /// Which replicas are not reached or are far behind; only where this node leads.
-    pub(crate) lagging: Box<[NodeId]>,
-    pub(crate) log_start: Offset,
-    pub(crate) high_watermark: Offset,
-    pub(crate) size_bytes: u64,
+    pub lagging: Box<[NodeId]>,
+    pub log_start: Offset,
+    pub high_watermark: Offset,
+    pub size_bytes: u64,
     /// Why it is not served, where it is not.
-    pub(crate) trouble: Option<String>,
+    pub trouble: Option<String>,
 }
 
 /// The cluster.
 #[derive(Clone, Debug)]
-pub(crate) struct ClusterDescription {
-    pub(crate) cluster_id: String,
-    pub(crate) controller: Option<NodeId>,
-    pub(crate) nodes: Vec<NodeDescription>,
+pub struct ClusterDescription {
+    pub cluster_id: String,
+    pub controller: Option<NodeId>,
+    pub nodes: Vec<NodeDescription>,
 }
 
 /// A node of the cluster.
 #[derive(Clone, Debug)]
-pub(crate) struct NodeDescription {
-    pub(crate) address: NodeAddress,
-    pub(crate) rack: String,
+pub struct NodeDescription {
+    pub address: NodeAddress,
+    /// `host:port` of its Kafka listener; empty: it has none.
+    pub kafka_address: String,
+    pub rack: String,
     /// Whether it is to hold no partition any more.
-    pub(crate) draining: bool,
+    pub draining: bool,
     /// Whether this node reaches it.
-    pub(crate) reached: bool,
+    pub reached: bool,
     /// Whether it votes on the metadata.
-    pub(crate) voter: bool,
+    pub voter: bool,
     /// How many replicas it has, by the metadata.
-    pub(crate) replicas: u32,
+    pub replicas: u32,
     /// How many of them lead, by what nodes tell.
-    pub(crate) leads: u32,
+    pub leads: u32,
     /// What ails it, as far as this node knows: of itself only.
-    pub(crate) trouble: Option<String>,
+    pub trouble: Option<String>,
 }
 
 impl Core {
@@ -208,6 +210,7 @@ impl Core {
                 id,
                 address: node.address.clone(),
             },
+            kafka_address: node.kafka_address.clone(),
             rack: node.rack.clone(),
             draining: node.draining,
             reached: id == self.node || self.linked.borrow().contains(&id),

@@ -5,16 +5,16 @@ use quipu_proto::internal::v1::PartitionAssignment;
 
 /// Which nodes hold a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Assignment {
+pub struct Assignment {
     /// Who holds it, or is to; the first is the preferred leader.
-    pub(crate) replicas: Box<[NodeId]>,
+    pub replicas: Box<[NodeId]>,
     /// Who keeps it until the move under way is done. Empty: no move is under way.
-    pub(crate) leaving: Box<[NodeId]>,
+    pub leaving: Box<[NodeId]>,
     /// Who joins by the move under way.
-    pub(crate) joining: Box<[NodeId]>,
+    pub joining: Box<[NodeId]>,
     /// Whether the group was made of `replicas`, and never changed. Only then may a node that has no log of it yet begin one by
     /// itself; later it could vote with less than it once held.
-    pub(crate) original: bool,
+    pub original: bool,
 }
 
 impl Assignment {

@@ -24,13 +24,13 @@ use crate::error::{BrokerError, NodeAddress, Outcome, Reason};
 
 /// A topic to be created.
 #[derive(Clone, Debug)]
-pub(crate) struct NewTopic {
-    pub(crate) name: String,
+pub struct NewTopic {
+    pub name: String,
     /// `None`: one.
-    pub(crate) partitions: Option<u32>,
+    pub partitions: Option<u32>,
     /// `None`: three where there are as many nodes, else one.
-    pub(crate) replication_factor: Option<u32>,
-    pub(crate) settings: HashMap<String, String>,
+    pub replication_factor: Option<u32>,
+    pub settings: HashMap<String, String>,
 }
 
 /// A change that is in force.

@@ -175,12 +175,16 @@ fn register_node(image: &MetadataImage, node: &RegisterNode) -> Decided {
         Some(known) if known.directory_id[..] != node.directory_id[..] => {
             return Err(other_directory(id));
         }
-        Some(known) if known.address == node.address && known.rack == node.rack => {}
+        Some(known)
+            if known.address == node.address
+                && known.rack == node.rack
+                && known.kafka_address == node.kafka_address => {}
         _ => records.push(Record::Node(NodeRegistered {
             node_id: node.node_id,
             address: node.address.clone(),
             directory_id: node.directory_id.clone(),
             rack: node.rack.clone(),
+            kafka_address: node.kafka_address.clone(),
         })),
     }
     Ok(records)

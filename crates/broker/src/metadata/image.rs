@@ -20,15 +20,15 @@ use super::assignment::{self, Assignment};
 
 /// A topic as the cluster knows it.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Topic {
-    pub(crate) name: TopicName,
-    pub(crate) id: TopicId,
+pub struct Topic {
+    pub name: TopicName,
+    pub id: TopicId,
     /// By partition number.
-    pub(crate) assignments: Arc<[Assignment]>,
+    pub assignments: Arc<[Assignment]>,
     /// The settings that differ from the defaults, as text.
-    pub(crate) settings: Arc<HashMap<String, String>>,
+    pub settings: Arc<HashMap<String, String>>,
     /// All settings.
-    pub(crate) config: TopicConfig,
+    pub config: TopicConfig,
 }
 
 impl Topic {
@@ -48,12 +48,12 @@ impl Topic {
     }
 
     /// Whether every node has a replica: those that do not vote learn what was decided.
-    pub(crate) fn is_everywhere(&self) -> bool {
+    pub fn is_everywhere(&self) -> bool {
         self.id == MetadataImage::TOPIC_ID
     }
 
     /// How many nodes hold each partition.
-    pub(crate) fn replication_factor(&self) -> usize {
+    pub fn replication_factor(&self) -> usize {
         self.assignments
             .first()
             .map_or(0, |assignment| assignment.replicas.len())
@@ -64,6 +64,8 @@ impl Topic {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RegisteredNode {
     pub(crate) address: String,
+    /// Where Kafka clients reach it; empty: nowhere.
+    pub(crate) kafka_address: String,
     /// The identity of its data directory.
     pub(crate) directory_id: [u8; 16],
     /// Where it stands; empty: not said.
@@ -212,6 +214,7 @@ impl MetadataImage {
         let directory_id = id_bytes(&node.directory_id, "NodeRegistered", "directory_id")?;
         let registered = RegisteredNode {
             address: node.address.clone(),
+            kafka_address: node.kafka_address.clone(),
             directory_id,
             rack: node.rack.clone(),
             draining: self.nodes.get(&id).is_some_and(|known| known.draining),

@@ -9,9 +9,11 @@ mod reconcile;
 mod records;
 mod replayer;
 
-pub(crate) use assignment::Assignment;
-pub(crate) use controller::{Carrier, Controller, NewTopic};
+pub use assignment::Assignment;
+pub use controller::NewTopic;
+pub(crate) use controller::{Carrier, Controller};
 pub(crate) use decide::{internal_topic, other_directory, removed};
-pub(crate) use image::{METADATA_KEY, MetadataImage, RegisteredNode, Topic};
+pub use image::Topic;
+pub(crate) use image::{METADATA_KEY, MetadataImage, RegisteredNode};
 pub(crate) use reconcile::{Reconciler, Watcher};
 pub(crate) use replayer::{Metadata, ReplayError, Replayer};

@@ -114,6 +114,7 @@ mod tests {
                 address: "localhost:9093".to_owned(),
                 directory_id: vec![1; 16].into(),
                 rack: (*rack).to_owned(),
+                kafka_address: String::new(),
             });
             image.apply(MetadataRecord { record: Some(node) }).unwrap();
         }

@@ -140,10 +140,24 @@ async fn a_batch_sent_again_is_answered_with_its_first_offset_also_after_a_resta
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_set_producer_fields_are_refused() {
     let node = Node::start(disk(), TopicConfig::default()).await;
-    for (id, epoch, sequence) in [(5, -1, 0), (5, 0, -1), (-1, 0, 0), (-1, -1, 3)] {
+    for (id, epoch, sequence) in [(5, -1, 0), (5, 0, -1)] {
         let batch = numbered(id, epoch, sequence, 1);
         let error = node.partition.append(batch, Acks::All, LONG).await;
         assert!(matches!(error, Err(AppendError::BadProducerFields)));
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn epoch_and_sequence_mean_nothing_without_a_producer_id() {
+    let node = Node::start(disk(), TopicConfig::default()).await;
+    for base in 0..3 {
+        let batch = numbered(-1, 0, 0, 1);
+        let appended = node.partition.append(batch, Acks::All, LONG).await.unwrap();
+        assert_eq!(
+            (appended.base_offset, appended.duplicate),
+            (at(base), false)
+        );
     }
     node.stop().await;
 }

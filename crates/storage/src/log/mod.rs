@@ -7,6 +7,7 @@ mod copied;
 mod core;
 mod cut;
 mod damage;
+mod epochs;
 mod error;
 mod incoming;
 mod index;
@@ -39,6 +40,7 @@ use quipu_model::{LogId, Offset, PartitionKey, ProducerId, RaftIndex, TopicConfi
 pub use self::{
     append::Reservation,
     copied::{BadCopy, check_copied},
+    epochs::TermEnd,
     error::{AppendError, ReadError, RepairError, ReserveError},
     incoming::{Incoming, IncomingError},
     manifest::{BadManifest, Manifest, ManifestSegment},

@@ -323,14 +323,14 @@ enum Found<'a> {
 }
 
 /// What a walk over entries needs, as it was at one moment.
-struct View {
+pub(super) struct View {
     segments: Vec<Arc<Segment>>,
-    raft: Arc<RaftMap>,
+    pub(super) raft: Arc<RaftMap>,
     last_purged: Option<LogId>,
 }
 
 impl View {
-    fn of(inner: &Inner) -> Self {
+    pub(super) fn of(inner: &Inner) -> Self {
         Self {
             segments: inner.core.segments().cloned().collect(),
             raft: Arc::clone(&inner.core.raft),
@@ -345,7 +345,7 @@ impl View {
             .or_else(|| self.raft.term_of(index))
     }
 
-    fn segment_of(&self, index: RaftIndex) -> Option<&Arc<Segment>> {
+    pub(super) fn segment_of(&self, index: RaftIndex) -> Option<&Arc<Segment>> {
         let after = self
             .segments
             .partition_point(|segment| segment.first_index <= index);
@@ -353,7 +353,7 @@ impl View {
     }
 
     /// A walk that stands before the batch of a Raft index.
-    fn scan_from<'a>(
+    pub(super) fn scan_from<'a>(
         &self,
         segment: &'a Segment,
         index: RaftIndex,

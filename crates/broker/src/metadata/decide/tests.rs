@@ -16,6 +16,7 @@ fn register(node_id: u64, directory: u8) -> Change {
         address: format!("host{node_id}:9093"),
         directory_id: vec![directory; 16].into(),
         rack: String::new(),
+        kafka_address: String::new(),
     })
 }
 

@@ -155,6 +155,7 @@ fn a_removed_node_never_comes_back() {
             address: "localhost:9093".to_owned(),
             directory_id: vec![1; 16].into(),
             rack: String::new(),
+            kafka_address: String::new(),
         }))
     };
     let removed = |node_id| record(Record::NodeRemoved(NodeRemoved { node_id }));

@@ -1,0 +1,82 @@
+//! The protocol's error codes.
+
+use quipu_broker::{BrokerError, Outcome, Reason};
+
+/// An error as clients know it: <https://kafka.apache.org/protocol#protocol_error_codes>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i16)]
+pub(crate) enum ErrorCode {
+    UnknownServerError = -1,
+    None = 0,
+    OffsetOutOfRange = 1,
+    CorruptMessage = 2,
+    UnknownTopicOrPartition = 3,
+    LeaderNotAvailable = 5,
+    NotLeaderOrFollower = 6,
+    RequestTimedOut = 7,
+    MessageTooLarge = 10,
+    CoordinatorNotAvailable = 15,
+    InvalidTopic = 17,
+    NotEnoughReplicasAfterAppend = 20,
+    InvalidRequiredAcks = 21,
+    UnsupportedVersion = 35,
+    TopicAlreadyExists = 36,
+    InvalidPartitions = 37,
+    InvalidReplicationFactor = 38,
+    InvalidReplicaAssignment = 39,
+    InvalidConfig = 40,
+    InvalidRequest = 42,
+    OutOfOrderSequenceNumber = 45,
+    DuplicateSequenceNumber = 46,
+    InvalidProducerEpoch = 47,
+    TransactionalIdAuthorizationFailed = 53,
+    KafkaStorageError = 56,
+    FetchSessionIdNotFound = 70,
+    InvalidFetchSessionEpoch = 71,
+    FencedLeaderEpoch = 74,
+    UnknownLeaderEpoch = 75,
+    PreferredLeaderNotAvailable = 80,
+    EligibleLeadersNotAvailable = 83,
+    ElectionNotNeeded = 84,
+    NoReassignmentInProgress = 85,
+    InvalidRecord = 87,
+    UnknownTopicId = 100,
+    UnsupportedEndpointType = 115,
+}
+
+impl ErrorCode {
+    /// The number on the wire.
+    pub(crate) fn code(self) -> i16 {
+        self as i16
+    }
+}
+
+impl From<&BrokerError> for ErrorCode {
+    fn from(error: &BrokerError) -> Self {
+        match error.reason {
+            Reason::InvalidRequest => Self::InvalidRequest,
+            Reason::InvalidBatch => Self::CorruptMessage,
+            Reason::BatchTooLarge => Self::MessageTooLarge,
+            Reason::UnknownTopic | Reason::UnknownPartition => Self::UnknownTopicOrPartition,
+            Reason::TopicAlreadyExists => Self::TopicAlreadyExists,
+            Reason::InvalidTopicName | Reason::InternalTopic => Self::InvalidTopic,
+            Reason::InvalidConfig => Self::InvalidConfig,
+            Reason::OffsetOutOfRange => Self::OffsetOutOfRange,
+            // Clients take it to mean that nothing was written: where it may have been, they are told so.
+            Reason::NotLeader if error.outcome == Outcome::Indefinite => {
+                Self::NotEnoughReplicasAfterAppend
+            }
+            Reason::NotLeader | Reason::ShuttingDown | Reason::NodeRemoved => {
+                Self::NotLeaderOrFollower
+            }
+            Reason::OutOfOrderSequence => Self::OutOfOrderSequenceNumber,
+            Reason::ProducerFenced => Self::InvalidProducerEpoch,
+            Reason::DuplicateSequence => Self::DuplicateSequenceNumber,
+            Reason::DiskFull | Reason::StorageFailed | Reason::PartitionDamaged => {
+                Self::KafkaStorageError
+            }
+            Reason::Overloaded | Reason::TimedOut => Self::RequestTimedOut,
+            Reason::Internal => Self::UnknownServerError,
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! A node's Kafka listener as a client sees it.
+
+use std::{future::Future, net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use quipu_broker::{Broker, BrokerConfig};
+use quipu_model::{
+    NodeId, TimestampMs,
+    batch::{BatchBuilder, Compression},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{
+    KafkaConfig, KafkaListener,
+    error::ErrorCode,
+    wire::{
+        Reader, Writer,
+        messages::{
+            api_versions_request::ApiVersionsRequest,
+            api_versions_response::ApiVersionsResponse,
+            fetch_request::{FetchPartition, FetchRequest, FetchTopic},
+            fetch_response::FetchResponse,
+            metadata_request::{MetadataRequest, MetadataRequestTopic},
+            metadata_response::MetadataResponse,
+            produce_request::{PartitionProduceData, ProduceRequest, TopicProduceData},
+            produce_response::ProduceResponse,
+            request_header::RequestHeader,
+        },
+    },
+};
+
+const METADATA_VERSION: i16 = 8;
+const PRODUCE_VERSION: i16 = 8;
+const FETCH_VERSION: i16 = 11;
+
+struct Node {
+    broker: Broker,
+    address: SocketAddr,
+    _data: TempDir,
+}
+
+impl Node {
+    async fn start(config: KafkaConfig) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listener = KafkaListener::bind(anywhere, config).await.unwrap();
+        let address = listener.address();
+        let mut config =
+            BrokerConfig::new(NodeId::new(1), data.path().to_owned(), anywhere, anywhere);
+        config.advertised_kafka = Some(listener.reached_at());
+        let mut broker = Broker::start(config).await.unwrap();
+        broker.attach(|front| listener.serve(front));
+        Self {
+            broker,
+            address,
+            _data: data,
+        }
+    }
+}
+
+/// Runs a test against a node of its own, and stops the node.
+fn with_node<T: Future<Output = ()>>(config: KafkaConfig, test: impl FnOnce(SocketAddr) -> T) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(async {
+        let node = Node::start(config).await;
+        test(node.address).await;
+        node.broker.shutdown().await.unwrap();
+    });
+}
+
+async fn connect(address: SocketAddr) -> Client {
+    Client {
+        stream: TcpStream::connect(address).await.unwrap(),
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+}
+
+impl Client {
+    async fn send(
+        &mut self,
+        (key, version): (i16, i16),
+        correlation_id: i32,
+        write: impl FnOnce(&mut Writer),
+    ) {
+        let mut writer = Writer::default();
+        let header = RequestHeader {
+            request_api_key: key,
+            request_api_version: version,
+            correlation_id,
+            client_id: Some("test".into()),
+        };
+        header.encode(&mut writer, 1);
+        write(&mut writer);
+        self.stream
+            .write_all(&writer.into_frame().concat())
+            .await
+            .unwrap();
+    }
+
+    /// A response behind its correlation id.
+    async fn receive(&mut self) -> (i32, Bytes) {
+        let length = self.stream.read_u32().await.unwrap();
+        let mut body = vec![0; length as usize];
+        self.stream.read_exact(&mut body).await.unwrap();
+        let body = Bytes::from(body);
+        let id = i32::from_be_bytes(body[..4].try_into().unwrap());
+        (id, body.slice(4..))
+    }
+
+    async fn ask_metadata(&mut self, correlation_id: i32, topic: &str) {
+        let request = MetadataRequest {
+            topics: Some(vec![MetadataRequestTopic {
+                name: Some(topic.into()),
+                ..MetadataRequestTopic::default()
+            }]),
+            allow_auto_topic_creation: true,
+            ..MetadataRequest::default()
+        };
+        let which = (MetadataRequest::KEY, METADATA_VERSION);
+        self.send(which, correlation_id, |w| {
+            request.encode(w, METADATA_VERSION)
+        })
+        .await;
+    }
+
+    async fn produce(&mut self, correlation_id: i32, acks: i16, topic: &str, records: Bytes) {
+        let request = ProduceRequest {
+            acks,
+            timeout_ms: 30_000,
+            topic_data: vec![TopicProduceData {
+                name: topic.into(),
+                partition_data: vec![PartitionProduceData {
+                    index: 0,
+                    records: Some(records),
+                }],
+                ..TopicProduceData::default()
+            }],
+            ..ProduceRequest::default()
+        };
+        let which = (ProduceRequest::KEY, PRODUCE_VERSION);
+        self.send(which, correlation_id, |w| {
+            request.encode(w, PRODUCE_VERSION)
+        })
+        .await;
+    }
+
+    /// Makes a topic and waits until it has a leader.
+    async fn create(&mut self, topic: &str) {
+        loop {
+            self.ask_metadata(0, topic).await;
+            let (_, body) = self.receive().await;
+            let metadata =
+                MetadataResponse::decode(&mut Reader::new(body), METADATA_VERSION).unwrap();
+            let partitions = &metadata.topics[0].partitions;
+            if partitions.iter().any(|partition| partition.leader_id == 1) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Whether the other side closes the connection without a word.
+    async fn is_closed(&mut self) -> bool {
+        let mut byte = [0; 1];
+        // A reset is a close, too.
+        !matches!(self.stream.read(&mut byte).await, Ok(1))
+    }
+}
+
+fn fetch_at(offset: i64, max_wait_ms: i32) -> FetchRequest {
+    FetchRequest {
+        max_wait_ms,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        session_epoch: -1,
+        topics: vec![FetchTopic {
+            topic: "orders".into(),
+            partitions: vec![FetchPartition {
+                fetch_offset: offset,
+                partition_max_bytes: 1 << 20,
+                ..FetchPartition::default()
+            }],
+            ..FetchTopic::default()
+        }],
+        ..FetchRequest::default()
+    }
+}
+
+fn batch(value: &str) -> Bytes {
+    let mut builder = BatchBuilder::new(Compression::None);
+    builder.append(TimestampMs::new(1), None, Some(value.as_bytes()), &[]);
+    builder.build().unwrap().into_bytes()
+}
+
+fn error_and_offset(body: Bytes) -> (i16, i64) {
+    let response = ProduceResponse::decode(&mut Reader::new(body), PRODUCE_VERSION).unwrap();
+    let partition = &response.responses[0].partition_responses[0];
+    (partition.error_code, partition.base_offset)
+}
+
+#[test]
+fn pipelined_requests_are_done_and_answered_in_their_order() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        for id in 0..200 {
+            if id % 10 == 9 {
+                client.ask_metadata(id, "orders").await;
+            } else {
+                let value = "x".repeat((id as usize * 37) % 500);
+                client.produce(id, -1, "orders", batch(&value)).await;
+            }
+        }
+        let mut next_offset = 0;
+        for id in 0..200 {
+            let (answered, body) = client.receive().await;
+            assert_eq!(answered, id);
+            if id % 10 != 9 {
+                assert_eq!(error_and_offset(body), (0, next_offset));
+                next_offset += 1;
+            }
+        }
+    });
+}
+
+#[test]
+fn what_was_produced_is_fetched_byte_for_byte() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        let sent = batch(&"knot".repeat(1000));
+        client.produce(1, -1, "orders", sent.clone()).await;
+        client.receive().await;
+        let request = fetch_at(0, 10_000);
+        let which = (FetchRequest::KEY, FETCH_VERSION);
+        client
+            .send(which, 2, |w| request.encode(w, FETCH_VERSION))
+            .await;
+        let (_, body) = client.receive().await;
+        let response = FetchResponse::decode(&mut Reader::new(body), FETCH_VERSION).unwrap();
+        let partition = &response.responses[0].partitions[0];
+        assert_eq!((partition.error_code, partition.high_watermark), (0, 1));
+        let records = partition.records.clone().unwrap();
+        // The log stamps what stands outside the checksum.
+        assert_eq!(records[16..], sent[16..]);
+    });
+}
+
+#[test]
+fn what_follows_a_record_that_the_leader_has_is_never_out_of_range() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        for offset in 0..100 {
+            client.produce(1, 1, "orders", batch("a")).await;
+            assert_eq!(error_and_offset(client.receive().await.1), (0, offset));
+            let request = fetch_at(offset + 1, 0);
+            let which = (FetchRequest::KEY, FETCH_VERSION);
+            client
+                .send(which, 2, |w| request.encode(w, FETCH_VERSION))
+                .await;
+            let (_, body) = client.receive().await;
+            let response = FetchResponse::decode(&mut Reader::new(body), FETCH_VERSION).unwrap();
+            assert_eq!(response.responses[0].partitions[0].error_code, 0);
+        }
+    });
+}
+
+#[test]
+fn a_bad_batch_is_refused_and_the_connection_goes_on() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        let mut damaged = batch("a").to_vec();
+        *damaged.last_mut().unwrap() ^= 1;
+        client.produce(1, -1, "orders", damaged.into()).await;
+        client.produce(2, 7, "orders", batch("a")).await;
+        client.produce(3, -1, "nowhere", batch("a")).await;
+        client.produce(4, -1, "orders", batch("a")).await;
+        let mut errors = Vec::new();
+        for _ in 0..4 {
+            errors.push(error_and_offset(client.receive().await.1).0);
+        }
+        assert_eq!(
+            errors,
+            [
+                ErrorCode::InvalidRecord.code(),
+                ErrorCode::InvalidRequiredAcks.code(),
+                ErrorCode::UnknownTopicOrPartition.code(),
+                0
+            ]
+        );
+    });
+}
+
+#[test]
+fn an_unacknowledged_request_gets_no_answer_and_a_failed_one_ends_the_connection() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        client.produce(1, 0, "orders", batch("a")).await;
+        client.produce(2, -1, "orders", batch("b")).await;
+        let (id, body) = client.receive().await;
+        assert_eq!((id, error_and_offset(body)), (2, (0, 1)));
+        client.produce(3, 0, "nowhere", batch("a")).await;
+        assert!(client.is_closed().await);
+    });
+}
+
+#[test]
+fn versions_are_told_to_who_asks_in_an_unknown_one() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.send((ApiVersionsRequest::KEY, 99), 7, |_| ()).await;
+        let (id, body) = client.receive().await;
+        let response = ApiVersionsResponse::decode(&mut Reader::new(body), 0).unwrap();
+        assert_eq!(id, 7);
+        assert_eq!(response.error_code, ErrorCode::UnsupportedVersion.code());
+        let produce = response
+            .api_keys
+            .iter()
+            .find(|api| api.api_key == ProduceRequest::KEY);
+        assert_eq!(produce.unwrap().min_version, 0);
+    });
+}
+
+#[test]
+fn what_is_not_the_protocol_is_closed() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let bad: [&[u8]; 7] = [
+            // TLS, HTTP, a length past the limit, a negative one, one too short for a header.
+            &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01],
+            b"GET / HTTP/1.1\r\n\r\n",
+            &[0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 9],
+            &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 9],
+            &[0, 0, 0, 4, 0, 0, 0, 9],
+            // An unknown key, and a count that lies.
+            &[0, 0, 0, 10, 0x7f, 0xff, 0, 0, 0, 0, 0, 1, 0, 0],
+            &[
+                0, 0, 0, 14, 0, 3, 0, 1, 0, 0, 0, 1, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff,
+            ],
+        ];
+        for bytes in bad {
+            let mut client = connect(address).await;
+            client.stream.write_all(bytes).await.unwrap();
+            assert!(client.is_closed().await, "{bytes:?}");
+        }
+    });
+}
+
+#[test]
+fn who_sends_slowly_or_nothing_is_closed() {
+    let config = KafkaConfig {
+        idle_timeout: Duration::from_millis(300),
+        request_timeout: Duration::from_millis(300),
+        ..KafkaConfig::default()
+    };
+    with_node(config, |address| async move {
+        for bytes in [&[][..], &[0], &[0, 0, 1, 0, 0, 3, 0, 1, 0]] {
+            let mut client = connect(address).await;
+            client.stream.write_all(bytes).await.unwrap();
+            assert!(client.is_closed().await, "{bytes:?}");
+        }
+    });
+}
+
+#[test]
+fn connections_past_the_limit_are_closed_and_places_come_back() {
+    let config = KafkaConfig {
+        max_connections: 1,
+        ..KafkaConfig::default()
+    };
+    with_node(config, |address| async move {
+        let mut first = connect(address).await;
+        first.create("orders").await;
+        assert!(connect(address).await.is_closed().await);
+        drop(first);
+        // The place is free once the node has seen the connection end.
+        loop {
+            let mut next = connect(address).await;
+            let which = (ApiVersionsRequest::KEY, 0);
+            next.send(which, 1, |w| ApiVersionsRequest::default().encode(w, 0))
+                .await;
+            if !next.is_closed().await {
+                return;
+            }
+        }
+    });
+}

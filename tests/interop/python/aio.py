@@ -1,0 +1,168 @@
+"""aiokafka."""
+
+import asyncio
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
+
+
+async def with_admin(use):
+    admin = AIOKafkaAdminClient(bootstrap_servers=BOOTSTRAP)
+    await admin.start()
+    try:
+        return await use(admin)
+    finally:
+        await admin.close()
+
+
+async def new_topic(name, partitions=1, **settings):
+    name = topic(name)
+    new = NewTopic(name, partitions, 1, topic_configs=settings)
+    await with_admin(lambda admin: admin.create_topics([new]))
+    return name
+
+
+async def produce(name, records, **settings):
+    producer = AIOKafkaProducer(bootstrap_servers=BOOTSTRAP, **settings)
+    await producer.start()
+    try:
+        sent = [await producer.send(name, **record) for record in records]
+        return [await future for future in sent]
+    finally:
+        await producer.stop()
+
+
+async def with_consumer(use):
+    consumer = AIOKafkaConsumer(bootstrap_servers=BOOTSTRAP, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        return await use(consumer)
+    finally:
+        await consumer.stop()
+
+
+async def read(name, count, offset=0):
+    async def use(consumer):
+        place = TopicPartition(name, 0)
+        consumer.assign([place])
+        consumer.seek(place, offset)
+        return [await asyncio.wait_for(consumer.getone(), 10) for _ in range(count)]
+
+    return await with_consumer(use)
+
+
+async def create_and_list():
+    name = await new_topic("list", 3)
+    require(name in await with_admin(lambda admin: admin.list_topics()), "the topic is not listed")
+
+
+async def auto_create():
+    name = topic("auto")
+    await produce(name, [{"value": b"a"}])
+    same(len(await read(name, 1)), 1)
+
+
+def codec(compression):
+    async def run():
+        name = await new_topic(compression)
+        records = [{"key": b"k%d" % i, "value": b"value %d " % i * 20} for i in range(200)]
+        kind = None if compression == "none" else compression
+        await produce(name, records, compression_type=kind, linger_ms=20)
+        same([(r.key, r.value) for r in await read(name, 200)], [(r["key"], r["value"]) for r in records])
+
+    return run
+
+
+async def headers():
+    name = await new_topic("headers")
+    wanted = [("a", b"1"), ("b", b""), ("a", b"2")]
+    await produce(name, [{"value": b"v", "headers": wanted}])
+    same(list((await read(name, 1))[0].headers), wanted)
+
+
+def acks(level):
+    async def run():
+        name = await new_topic("acks")
+        await produce(name, [{"value": b"%d" % i} for i in range(50)], acks=level)
+        same(len(await read(name, 50)), 50)
+
+    return run
+
+
+async def idempotence():
+    name = await new_topic("idempotence")
+    done = await produce(name, [{"value": b"%d" % i} for i in range(500)], enable_idempotence=True)
+    same([record.offset for record in done], list(range(500)))
+
+
+async def by_timestamp():
+    name = await new_topic("time")
+    await produce(name, [{"value": b"%d" % i, "timestamp_ms": 1_000_000 + i * 1000} for i in range(20)])
+    place = TopicPartition(name, 0)
+    found = await with_consumer(lambda consumer: consumer.offsets_for_times({place: 1_005_500}))
+    same((found[place].offset, found[place].timestamp), (6, 1_006_000))
+
+
+async def seek():
+    name = await new_topic("seek")
+    await produce(name, [{"value": b"%d" % i} for i in range(100)])
+    found = (await read(name, 1, 42))[0]
+    same((found.offset, found.value), (42, b"42"))
+    place = TopicPartition(name, 0)
+    same((await with_consumer(lambda consumer: consumer.end_offsets([place])))[place], 100)
+
+
+async def large():
+    name = await new_topic("large")
+    value = bytes(range(256)) * (LARGE // 256)
+    await produce(name, [{"value": value}])
+    same((await read(name, 1))[0].value, value)
+
+
+async def describe_and_alter():
+    name = await new_topic("configs", 1, **{"retention.ms": "60000"})
+
+    async def described():
+        resource = ConfigResource(ConfigResourceType.TOPIC, name)
+        return str(await with_admin(lambda admin: admin.describe_configs([resource])))
+
+    require("60000" in await described(), "it was not set")
+    change = ConfigResource(ConfigResourceType.TOPIC, name, configs={"retention.ms": "70000"})
+    await with_admin(lambda admin: admin.alter_configs([change]))
+    require("70000" in await described(), "it was not altered")
+
+
+async def more_partitions():
+    name = await new_topic("partitions")
+    await with_admin(lambda admin: admin.create_partitions({name: NewPartitions(4)}))
+    found = await with_admin(lambda admin: admin.describe_topics([name]))
+    same(len(found[0]["partitions"]), 4)
+
+
+async def delete_topic():
+    name = await new_topic("delete")
+    await with_admin(lambda admin: admin.delete_topics([name]))
+    require(name not in await with_admin(lambda admin: admin.list_topics()), "it is still there")
+
+
+def run(feature, function):
+    check(feature, lambda: asyncio.run(function()))
+
+
+run("create and list topics", create_and_list)
+run("auto-create", auto_create)
+for kind in CODECS:
+    run(f"codec {kind}", codec(kind))
+run("headers, duplicates too", headers)
+for name, level in [("0", 0), ("1", 1), ("all", "all")]:
+    run(f"acks {name}", acks(level))
+run("idempotence", idempotence)
+run("offset by time", by_timestamp)
+run("seek", seek)
+run("large message", large)
+run("topic settings", describe_and_alter)
+run("more partitions", more_partitions)
+check("delete records", lambda: "the client cannot")
+run("delete topic", delete_topic)
