@@ -14,6 +14,7 @@ try_configurations() {
   start_node 4 --join "$seeds"
   check "node 4 joins" within 30 node_ready 4
   check "the cluster of four is well" within 30 "$QUIPU" cluster status
+  check "the alert rules name metrics that there are" rules_name_metrics
   check "the single node's example is understood" single_example
   for node in 4 3 2 1; do check "node $node ends with 0" stop_node "$node"; done
 }
@@ -34,6 +35,19 @@ stop_node() {
   wait "${node_pids[$1]}" || status=$?
   unset "node_pids[$1]"
   return "$status"
+}
+
+rules_name_metrics() {
+  local node name
+  for node in 1 2 3; do
+    exec 3<>"/dev/tcp/127.0.0.1/${web[node]}" || return 1
+    printf 'GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
+    cat <&3
+    exec 3>&-
+  done >"$scratch/metrics"
+  for name in $(grep expr: deploy/prometheus-rules.yaml | grep -o 'quipu_[a-z_]*' | sort -u); do
+    grep -qE "^$name[ {]" "$scratch/metrics" || { echo "no metric is named $name"; return 1; }
+  done
 }
 
 stop_nodes() {

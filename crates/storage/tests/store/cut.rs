@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use quipu_model::{LogId, Offset, RaftIndex, TimestampMs, TopicConfig};
-use quipu_storage::{AppendError, PartitionLog, RetentionPolicy, Store, io::FaultyDisk};
+use quipu_storage::{
+    AppendError, ControlKind, PartitionLog, RetentionPolicy, Store, io::FaultyDisk,
+};
 
 use super::support::*;
 
@@ -97,8 +99,14 @@ fn a_crash_anywhere_in_the_checkpoints_after_a_trim_and_a_purge_past_the_end_los
             );
             assert_eq!(state.last, Some(LogId::new(3, 51)));
             assert_eq!(values(log).unwrap(), vec![value(7, 20)]);
-            assert_eq!(log.membership_at(RaftIndex::new(50)), Some(voters()));
-            assert_eq!(log.membership_at(RaftIndex::new(48)), None);
+            assert_eq!(
+                log.newest_control(ControlKind::Membership, RaftIndex::new(50)),
+                Some(voters())
+            );
+            assert_eq!(
+                log.newest_control(ControlKind::Membership, RaftIndex::new(48)),
+                None
+            );
         },
     );
 }
