@@ -13,6 +13,7 @@ use crate::{
         handover,
         sleep::{LISTENS, WAKES, silent, wakes},
     },
+    moves,
     mutants::Mutant,
     trace::note,
 };
@@ -28,9 +29,7 @@ const HANDOVERS: usize = 3;
 pub(crate) async fn settle(cluster: &Cluster, replicas: usize) {
     for key in &cluster.keys {
         let mut wanted = cluster.placement.replicas(*key);
-        let others = cluster.nodes.iter();
-        let others: Vec<_> = others.filter(|node| !wanted.contains(node)).collect();
-        wanted.extend(others);
+        wanted.extend(moves::candidates(cluster, *key));
         wanted.truncate(replicas);
         if wanted != cluster.placement.replicas(*key) {
             cluster.placement.begin(*key, wanted);

@@ -51,6 +51,8 @@ pub(crate) struct Cluster {
     pub(crate) trace: Trace,
     pub(crate) mutant: Option<Mutant>,
     pub(crate) placement: Placement,
+    /// Partitions also move back to nodes that had them before.
+    pub(crate) returns: bool,
     /// Nobody produces.
     pub(crate) quiet: Arc<AtomicBool>,
     states: Arc<Mutex<BTreeMap<NodeId, Node>>>,
@@ -106,7 +108,7 @@ impl Cluster {
         seed: u64,
         (nodes, partitions, replicas): (u64, u32, usize),
         trace: Trace,
-        mutant: Option<Mutant>,
+        (mutant, returns): (Option<Mutant>, bool),
     ) -> Self {
         let nodes: Vec<NodeId> = (1..=nodes).map(NodeId::new).collect();
         let topic = TopicId::from_bytes([7; 16]);
@@ -125,6 +127,7 @@ impl Cluster {
         });
         Self {
             states: Arc::new(Mutex::new(states.collect())),
+            returns,
             placement: Placement::new(&nodes, &keys, replicas),
             quiet: Arc::default(),
             keys,

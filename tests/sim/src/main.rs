@@ -34,6 +34,9 @@ use clap::Parser;
 
 use crate::{mutants::Mutant, run::Plan};
 
+/// Where partitions move to that may not come back.
+const SPARE_NODES: u64 = 6;
+
 /// Simulates clusters.
 #[derive(Clone, Debug, Parser)]
 struct Options {
@@ -45,7 +48,7 @@ struct Options {
     /// How long things go wrong in each, in simulated minutes.
     #[arg(long, default_value_t = 5.0)]
     minutes_each: f64,
-    /// How many replicas a partition has; there is one node more. Without it, seeds take turns: most have three.
+    /// How many replicas a partition has, to begin with and in the end. Without it, seeds take turns: most have three.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=9))]
     replicas: Option<u64>,
     #[arg(long, default_value_t = 2)]
@@ -59,6 +62,9 @@ struct Options {
     /// Runs with code that is wrong on purpose.
     #[arg(long, value_enum)]
     mutant: Option<Mutant>,
+    /// Lets partitions also move back to nodes that had them before, whose new replicas begin without files.
+    #[arg(long)]
+    returns: bool,
     /// Runs every mutant until it is caught, for up to `--seeds` seeds each.
     #[arg(long)]
     mutants: bool,
@@ -76,12 +82,13 @@ impl Options {
         let replicas = self.replicas.unwrap_or(replicas);
         Plan {
             seed,
-            nodes: replicas + 1,
+            nodes: replicas + if self.returns { 1 } else { SPARE_NODES },
             replicas: replicas as usize,
             partitions: self.partitions,
             producers: self.producers,
             faulty: Duration::from_secs_f64(self.minutes_each * 60.0),
             mutant: self.mutant,
+            returns: self.returns,
             print: self.print,
         }
     }

@@ -23,35 +23,47 @@ pub(crate) async fn ask(cluster: Cluster, key: PartitionKey, mut luck: Luck) {
         if cluster.lets_sleep(&mut luck) {
             continue;
         }
-        let wanted = draw(&cluster, key, &mut luck);
+        let Some(wanted) = draw(&cluster, key, &mut luck) else {
+            continue;
+        };
         note!(cluster.trace, "MOVE p{} to {wanted:?}", key.partition);
         cluster.placement.begin(key, wanted);
     }
 }
 
-/// Mostly as many replicas as before, of which one is on another node.
-fn draw(cluster: &Cluster, key: PartitionKey, luck: &mut Luck) -> Vec<NodeId> {
+/// Where a partition may move that is not there: by `returns`, also back to where it was.
+pub(crate) fn candidates(cluster: &Cluster, key: PartitionKey) -> Vec<NodeId> {
+    let held = cluster.placement.replicas(key);
+    let may = |node: &NodeId| {
+        let anew = !cluster.placement.ever_held(*node, key);
+        !held.contains(node) && (cluster.returns || anew)
+    };
+    cluster.nodes.iter().copied().filter(may).collect()
+}
+
+/// Mostly as many replicas as before, of which one is on another node; `None` where there is no node to go to.
+fn draw(cluster: &Cluster, key: PartitionKey, luck: &mut Luck) -> Option<Vec<NodeId>> {
     let mut wanted = cluster.placement.replicas(key);
-    let others = cluster.nodes.iter().copied();
-    let mut others: Vec<NodeId> = others.filter(|node| !wanted.contains(node)).collect();
+    let mut others = candidates(cluster, key);
     let (out, more) = match luck.within(0..10) {
-        0 => (1, 0),
+        0 if cluster.returns => (1, 0),
         1 => (0, 1),
         2 => (2, 2),
         _ => (1, 1),
     };
+    // Where no node can come back, there must be enough left in the end.
+    if others.len() < more {
+        return None;
+    }
     for _ in 0..out.min(wanted.len()) {
         let leaves = luck.within(0..wanted.len() as u64) as usize;
         wanted.remove(leaves);
     }
-    for _ in 0..more.min(others.len()) {
+    for _ in 0..more {
         let joins = luck.within(0..others.len() as u64) as usize;
         wanted.push(others.remove(joins));
     }
-    if wanted.is_empty() {
-        wanted.push(*luck.pick(&cluster.nodes));
-    }
-    wanted
+    (!wanted.is_empty()).then_some(wanted)
 }
 
 /// Sees to a partition's moves, wherever its leader is.

@@ -1,6 +1,9 @@
 //! Who holds which partition, as the cluster's metadata would say, and what each node has read of that.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use quipu_model::{NodeId, PartitionKey};
@@ -37,6 +40,8 @@ struct State {
     latest: Assignments,
     /// What each node has read, which outlives its crashes.
     read: BTreeMap<NodeId, Assignments>,
+    /// Who ever had a replica, or was to.
+    held: BTreeMap<PartitionKey, BTreeSet<NodeId>>,
 }
 
 impl Placement {
@@ -57,8 +62,12 @@ impl Placement {
             })
             .collect();
         let read = nodes.iter().map(|node| (*node, latest.clone())).collect();
+        let held = latest
+            .iter()
+            .map(|(key, now)| (*key, now.replicas.iter().copied().collect()));
+        let held = held.collect();
         Self {
-            state: Arc::new(Mutex::new(State { latest, read })),
+            state: Arc::new(Mutex::new(State { latest, read, held })),
         }
     }
 
@@ -70,6 +79,15 @@ impl Placement {
     /// Who holds a partition, or is to.
     pub(crate) fn replicas(&self, key: PartitionKey) -> Vec<NodeId> {
         self.latest(key).map_or_else(Vec::new, |now| now.replicas)
+    }
+
+    /// Whether a node ever had a replica of a partition, or was to.
+    pub(crate) fn ever_held(&self, node: NodeId, key: PartitionKey) -> bool {
+        let state = self.state.lock();
+        state
+            .held
+            .get(&key)
+            .is_some_and(|held| held.contains(&node))
     }
 
     /// What a node has read.
@@ -87,6 +105,7 @@ impl Placement {
     /// Begins a move. Who was to join by one that it replaces may be a member already, and leaves.
     pub(crate) fn begin(&self, key: PartitionKey, replicas: Vec<NodeId>) {
         let mut state = self.state.lock();
+        state.held.entry(key).or_default().extend(&replicas);
         if let Some(now) = state.latest.get_mut(&key) {
             let mut leaving = std::mem::take(&mut now.leaving);
             leaving.extend(&now.replicas);
