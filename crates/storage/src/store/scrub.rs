@@ -13,7 +13,7 @@ use crate::{PartitionLog, log::Segment};
 const SLICE_BYTES: usize = 1 << 20;
 
 /// Nothing looks for work more often than this.
-const LEAST_REST: Duration = Duration::from_secs(60);
+const LEAST_REST: Duration = Duration::from_secs(10);
 
 /// Where the scrub stands. What it holds does not keep a removed segment's file.
 #[derive(Debug, Default)]
@@ -49,13 +49,18 @@ impl Scrubber {
     ) -> Duration {
         let mut rest = interval;
         let logs: Vec<_> = partitions.read().values().cloned().collect();
-        for log in logs.iter().filter(|log| log.damage().is_none()) {
+        for log in logs {
+            if log.damage().is_some() {
+                // It is repaired before long, and may have more.
+                rest = Duration::ZERO;
+                continue;
+            }
             for segment in log.sealed_segments() {
                 match segment.scrubbed().map(|at| at + interval) {
                     Some(due) if due > now => rest = rest.min(due - now),
                     _ => self
                         .due
-                        .push_back((Arc::downgrade(log), Arc::downgrade(&segment))),
+                        .push_back((Arc::downgrade(&log), Arc::downgrade(&segment))),
                 }
             }
         }
