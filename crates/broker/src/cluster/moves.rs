@@ -106,6 +106,10 @@ impl Steward {
             if !wanted.iter().all(|node| self.is_near(partition, *node)) {
                 return Ok(false);
             }
+            if !wanted.contains(&self.core.node) {
+                self.hand_over(assignment, partition).await?;
+                return Ok(false);
+            }
             partition
                 .change_voters(&assignment.replicas, Self::PATIENCE)
                 .await?;
@@ -124,6 +128,27 @@ impl Steward {
             .change(Change::FinishReassignment(finish))
             .await?;
         Ok(true)
+    }
+
+    /// Lets a replica lead that stays, which then takes this one out: a leader that took itself out would leave its group
+    /// without one until an election.
+    async fn hand_over(
+        &self,
+        assignment: &Assignment,
+        partition: &Partition,
+    ) -> Result<(), MoveError> {
+        let Some(next) = assignment.replicas.first().copied() else {
+            return Ok(());
+        };
+        let mut voters = assignment.replicas.to_vec();
+        voters.push(self.core.node);
+        let wanted: BTreeSet<NodeId> = voters.iter().copied().collect();
+        let members = partition.members().borrow().clone();
+        if members.voters != wanted || members.changing {
+            partition.change_voters(&voters, Self::PATIENCE).await?;
+        }
+        partition.transfer_leader(next, Self::PATIENCE).await?;
+        Ok(())
     }
 
     /// Whether a replica has nearly all that the leader has.
