@@ -28,6 +28,16 @@ pub enum Reason {
     TimedOut,
     InternalTopic,
     Internal,
+    NotCoordinator,
+    CoordinatorLoading,
+    UnknownGroup,
+    UnknownMember,
+    MemberFenced,
+    PartitionNotOwned,
+    GroupNotEmpty,
+    OtherGroupKind,
+    GroupLimit,
+    RebalanceInProgress,
 }
 
 impl Reason {
@@ -41,6 +51,8 @@ impl Reason {
                 | Self::ShuttingDown
                 | Self::StorageFailed
                 | Self::TimedOut
+                | Self::NotCoordinator
+                | Self::CoordinatorLoading
         )
     }
 }

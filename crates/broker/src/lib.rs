@@ -8,6 +8,7 @@ mod cluster;
 mod config;
 mod core;
 mod error;
+mod groups;
 mod grpc;
 mod http;
 mod memory;

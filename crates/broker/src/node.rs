@@ -21,6 +21,7 @@ use crate::{
     config::BrokerConfig,
     core::Core,
     error::NodeFailure,
+    groups::{Groups, Limits},
     grpc, http,
     memory::MemoryBudget,
     metadata::{METADATA_KEY, Metadata},
@@ -88,6 +89,7 @@ impl Broker {
         let book = AddressBook::new(config.node_id, &place.voters, Arc::clone(&metadata));
         let book = Arc::new(book);
         let linked = watch::Sender::default();
+        let groups = Groups::new(config.node_id, Arc::clone(&clock), group_limits(&config));
         let core = Arc::new(Core {
             node: config.node_id,
             store,
@@ -95,6 +97,7 @@ impl Broker {
             table: Arc::new(PartitionTable::new(config.node_id)),
             metadata,
             leaders: Arc::default(),
+            groups: Arc::new(groups),
             book,
             linked: linked.subscribe(),
             controller: OnceLock::new(),
@@ -277,6 +280,13 @@ fn advertised(config: &BrokerConfig, listening: SocketAddr) -> String {
             listening.to_string()
         }
     })
+}
+
+fn group_limits(config: &BrokerConfig) -> Limits {
+    Limits {
+        offsets_retention: config.offsets_retention,
+        ..Limits::default()
+    }
 }
 
 async fn open_store(

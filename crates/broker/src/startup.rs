@@ -204,6 +204,7 @@ impl Startup {
             links: Arc::clone(&self.links),
             leaders: Arc::clone(&core.leaders),
             steward: Arc::clone(wake),
+            groups: Arc::clone(&core.groups),
         };
         Arc::new(Reconciler {
             node: core.node,

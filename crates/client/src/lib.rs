@@ -61,6 +61,7 @@ mod client;
 mod cluster;
 mod consumer;
 mod error;
+mod groups;
 mod producer;
 
 pub use admin::{
@@ -72,10 +73,11 @@ pub use consumer::{
     Assignment, Consumer, ConsumerConfig, ConsumerRecord, End, OutOfRange, RecordChunk, Start,
 };
 pub use error::{Error, ErrorReason, Outcome, Reason, Result};
+pub use groups::{GroupDescription, GroupListing, GroupOffset, MemberDescription, TopicPartitions};
 pub use producer::{
     Acks, Delivery, Producer, ProducerConfig, Record, RecordMetadata, murmur2, partition_for_key,
 };
 pub use quipu_model::{
-    Offset, TimestampMs,
+    LeaderEpoch, Offset, TimestampMs,
     batch::{Compression, Record as StoredRecord, RecordHeader},
 };

@@ -4,6 +4,7 @@ mod admin_service;
 mod connections;
 mod convert;
 mod errors;
+mod groups_service;
 mod log_service;
 mod produce_stream;
 mod server;
