@@ -235,6 +235,11 @@ impl Startup {
             core,
             retention::run(Arc::clone(core), self.retention_interval),
         ));
+        let groups = Arc::clone(&core.groups);
+        spawn(boxed(
+            core,
+            groups.follow_topics(Arc::clone(&core.metadata)),
+        ));
         let (links, following) = (Arc::clone(&self.links), Arc::clone(core));
         spawn(boxed(core, follow_addresses(links, following)));
         let steward = Steward {

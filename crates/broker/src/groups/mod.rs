@@ -3,31 +3,40 @@
 //! A group's name decides its partition of the internal topic `__consumer_offsets`; who leads that partition coordinates the group.
 //! [`coordinator`] is the state machine, [`shard`] loads it and drives it beside each replica, [`Groups`] finds the right one.
 
+mod assign;
+mod consumer;
 mod coordinator;
 mod names;
 mod offsets;
 mod records;
 mod shard;
+mod topics;
 mod writer;
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use parking_lot::RwLock;
-use quipu_model::{NodeId, PartitionId, PartitionKey, TopicName};
+use quipu_model::{NodeId, PartitionId, PartitionKey, TopicId, TopicName};
 use quipu_proto::peer::v1::{CreateOffsetsTopic, change_request::Change};
 use quipu_storage::io::Clock;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-use self::shard::{Server, Shard, not_coordinator};
 pub(crate) use self::{
-    coordinator::{Commit, Coordinator, Effects, Limits, Listing},
-    names::{GroupId, Moment},
+    assign::Assignor,
+    consumer::{Assignment, Join, MemberView, Spec},
+    coordinator::{Commit, Committer, Coordinator, Description, Effects, Limits, Listing, Notice},
+    names::{GroupError, GroupId, MemberId, Moment},
     offsets::Committed,
+    shard::{Session, not_coordinator},
+};
+use self::{
+    shard::{Server, Shard},
+    topics::TopicsView,
 };
 use crate::{
     core::Core,
     error::{BrokerError, NodeAddress, Reason},
-    metadata::MetadataImage,
+    metadata::{Metadata, MetadataImage},
     partitions::Running,
 };
 
@@ -37,6 +46,7 @@ pub(crate) struct Groups {
     clock: Arc<dyn Clock>,
     limits: Limits,
     shards: RwLock<HashMap<PartitionId, Arc<Shard>>>,
+    topics: watch::Sender<Arc<TopicsView>>,
     started: Instant,
 }
 
@@ -53,6 +63,7 @@ impl Groups {
             clock,
             limits,
             shards: RwLock::default(),
+            topics: watch::Sender::default(),
             started: Instant::now(),
         }
     }
@@ -74,9 +85,29 @@ impl Groups {
             clock: Arc::clone(&self.clock),
             limits: self.limits.clone(),
             shard,
+            topics: self.topics.subscribe(),
             started: self.started,
         };
         tokio::spawn(server.run());
+    }
+
+    /// Keeps the groups informed of the cluster's topics, until the node stops.
+    pub(crate) async fn follow_topics(self: Arc<Self>, metadata: Arc<Metadata>) {
+        let mut applied = metadata.applied();
+        loop {
+            applied.mark_unchanged();
+            let view = TopicsView::of(&metadata.image());
+            self.topics.send_if_modified(|known| {
+                let news = **known != view;
+                if news {
+                    *known = Arc::new(view);
+                }
+                news
+            });
+            if applied.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     fn shard(&self, partition: PartitionId) -> Option<Arc<Shard>> {
@@ -181,6 +212,31 @@ impl Core {
         called.map_err(|error| self.with_coordinator(error, partition))
     }
 
+    /// Opens a member's session with the coordinator of its group, if that is this node.
+    ///
+    /// # Errors
+    /// Where it is another one; it is named, where it is known.
+    pub(crate) async fn open_session(
+        &self,
+        group: &GroupId,
+        member: &MemberId,
+    ) -> Result<Session, BrokerError> {
+        let partition = self.group_partition(group).await?;
+        let opened = match self.groups.shard(partition) {
+            Some(shard) => shard.open(group, member),
+            None => Err(not_coordinator()),
+        };
+        opened.map_err(|error| self.with_coordinator(error, partition))
+    }
+
+    /// What a session is answered whose coordinator is another node by now.
+    pub(crate) async fn session_moved(&self, group: &GroupId) -> BrokerError {
+        match self.group_partition(group).await {
+            Ok(partition) => self.with_coordinator(not_coordinator(), partition),
+            Err(error) => error,
+        }
+    }
+
     /// Adds who coordinates the partition's groups to an error that says this node does not.
     fn with_coordinator(&self, error: BrokerError, partition: PartitionId) -> BrokerError {
         if error.reason != Reason::NotCoordinator {
@@ -238,9 +294,9 @@ impl Core {
     }
 
     /// A topic's name; `None` where it was deleted.
-    pub(crate) fn topic_name(&self, key: PartitionKey) -> Option<TopicName> {
+    pub(crate) fn topic_name(&self, topic: TopicId) -> Option<TopicName> {
         let image = self.metadata.image();
-        image.topic_by_id(key.topic).map(|topic| topic.name.clone())
+        image.topic_by_id(topic).map(|topic| topic.name.clone())
     }
 
     /// # Errors

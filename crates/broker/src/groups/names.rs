@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use quipu_model::TimestampMs;
+use quipu_model::{PartitionKey, TimestampMs};
 
 use crate::error::{BrokerError, Reason};
 
@@ -47,6 +47,11 @@ name! {
     GroupId, "group name"
 }
 
+name! {
+    /// A member's name: 1 to 255 bytes.
+    MemberId, "member id"
+}
+
 /// When something happens: by the time since some moment, which never jumps, and by the clock on the wall, which may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moment {
@@ -61,6 +66,20 @@ pub(crate) enum GroupError {
     Invalid(String),
     #[error("group {0:?} does not exist")]
     UnknownGroup(GroupId),
+    #[error("group {0} has members: stop them first")]
+    HasMembers(GroupId),
+    #[error("the group does not know member {0}, or no longer: it must join anew")]
+    UnknownMember(MemberId),
+    #[error(
+        "member {0} was not heard of in time, or did not let go in time, and is out of the group"
+    )]
+    TimedOut(MemberId),
+    #[error("another member took the place of {0}: it came with the same instance id")]
+    Replaced(MemberId),
+    #[error("what comes from epoch {given} is refused: the member has the partition since {since}")]
+    StaleEpoch { given: u64, since: u64 },
+    #[error("partition {0} is not the member's")]
+    NotOwned(PartitionKey),
     #[error("{what}: {most} are as many as a coordinator keeps")]
     Full { what: &'static str, most: usize },
 }
@@ -70,6 +89,10 @@ impl From<GroupError> for BrokerError {
         let reason = match &error {
             GroupError::Invalid(_) => Reason::InvalidRequest,
             GroupError::UnknownGroup(_) => Reason::UnknownGroup,
+            GroupError::HasMembers(_) => Reason::GroupNotEmpty,
+            GroupError::UnknownMember(_) | GroupError::TimedOut(_) => Reason::UnknownMember,
+            GroupError::Replaced(_) | GroupError::StaleEpoch { .. } => Reason::MemberFenced,
+            GroupError::NotOwned(_) => Reason::PartitionNotOwned,
             GroupError::Full { .. } => Reason::GroupLimit,
         };
         Self::new(reason, error.to_string())

@@ -2,9 +2,25 @@
 
 use prost::Message;
 use quipu_model::{LeaderEpoch, Offset, PartitionId, PartitionKey, TimestampMs, TopicId};
-use quipu_proto::internal::v1::{GroupRecordKey, OffsetKey, OffsetValue, group_record_key::Key};
+use quipu_proto::internal::v1::{
+    GroupKey, GroupRecordKey, GroupValue, MemberKey, MemberValue, OffsetKey, OffsetValue,
+    StoredGroupKind, group_record_key::Key,
+};
 
-use super::{names::GroupId, offsets::Committed};
+use super::{
+    consumer::StoredMember,
+    names::{GroupId, MemberId},
+    offsets::Committed,
+};
+
+/// What is stored of a group besides its offsets and members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredGroup {
+    pub(crate) kind: StoredGroupKind,
+    pub(crate) epoch: u64,
+    /// Since when it has no members.
+    pub(crate) empty_since: Option<TimestampMs>,
+}
 
 /// A change of what is stored. Without a value, what it names is no more.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +29,15 @@ pub(crate) enum Stored {
         group: GroupId,
         partition: PartitionKey,
         value: Option<Committed>,
+    },
+    Group {
+        group: GroupId,
+        value: Option<StoredGroup>,
+    },
+    Member {
+        group: GroupId,
+        member: MemberId,
+        value: Option<StoredMember>,
     },
 }
 
@@ -50,6 +75,31 @@ impl Stored {
                     .map(|value| encode_offset(value).encode_to_vec());
                 (key, value)
             }
+            Self::Group { group, value } => {
+                let key = Key::Group(GroupKey {
+                    group: group.to_string(),
+                });
+                let value = value.as_ref().map(|value| GroupValue {
+                    kind: value.kind.into(),
+                    epoch: value.epoch,
+                    empty_since_ms: value.empty_since.map(TimestampMs::get),
+                });
+                (key, value.map(|value| value.encode_to_vec()))
+            }
+            Self::Member {
+                group,
+                member,
+                value,
+            } => {
+                let key = Key::Member(MemberKey {
+                    group: group.to_string(),
+                    member: member.to_string(),
+                });
+                let value = value
+                    .as_ref()
+                    .map(|value| MemberValue::from(value).encode_to_vec());
+                (key, value)
+            }
         };
         (GroupRecordKey { key: Some(key) }.encode_to_vec(), value)
     }
@@ -73,6 +123,26 @@ impl Stored {
                     group: group(&key.group)?,
                     partition: partition(&key.topic_id, key.partition)?,
                     value: value.map(decode_offset),
+                }))
+            }
+            Some(Key::Group(key)) => {
+                let value = value.map(GroupValue::decode).transpose()?;
+                Ok(Some(Self::Group {
+                    group: group(&key.group)?,
+                    value: value.map(|value| StoredGroup {
+                        kind: value.kind(),
+                        epoch: value.epoch,
+                        empty_since: value.empty_since_ms.map(TimestampMs::new),
+                    }),
+                }))
+            }
+            Some(Key::Member(key)) => {
+                let value = value.map(MemberValue::decode).transpose()?;
+                let member = MemberId::new(&key.member);
+                Ok(Some(Self::Member {
+                    group: group(&key.group)?,
+                    member: member.map_err(|_| DecodeError::Field("the member's name"))?,
+                    value: value.map(StoredMember::try_from).transpose()?,
                 }))
             }
             None => Err(DecodeError::UnknownKind),

@@ -1,8 +1,16 @@
 //! What runs beside a replica of the internal topic: while the replica leads, it loads the groups of its partition and serves them.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use quipu_model::{
     LeaderEpoch, NodeId,
     batch::{BatchBuilder, Compression, split_batches},
@@ -10,15 +18,16 @@ use quipu_model::{
 use quipu_replication::{AppendError, Partition};
 use quipu_storage::{ReadError, io::Clock};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    coordinator::{Coordinator, Effects, Limits},
-    names::Moment,
+    coordinator::{Coordinator, Effects, Limits, Notice},
+    names::{GroupId, MemberId, Moment},
     records::{DecodeError, Stored},
+    topics::TopicsView,
     writer::{Answer, Writer},
 };
 use crate::error::{BrokerError, Outcome, Reason};
@@ -38,6 +47,59 @@ enum State {
 /// The groups of one partition, as others on this node reach them.
 pub(super) struct Shard {
     state: RwLock<State>,
+    sessions: Mutex<Sessions>,
+    opened: AtomicU64,
+}
+
+/// The session of each member that has one here: its number, and the newest notice.
+type Sessions = HashMap<(GroupId, MemberId), (u64, watch::Sender<Option<Notice>>)>;
+
+/// A member's connection to its coordinator. It ends when another one of the same member is opened, or the coordinator ends.
+pub(crate) struct Session {
+    shard: Arc<Shard>,
+    member: (GroupId, MemberId),
+    number: u64,
+    notices: watch::Receiver<Option<Notice>>,
+}
+
+impl Session {
+    /// The next notice; what was not taken before it is left out, since each says all. `None`: the session has ended.
+    pub(crate) async fn notice(&mut self) -> Option<Notice> {
+        loop {
+            self.notices.changed().await.ok()?;
+            let notice = self.notices.borrow_and_update().clone();
+            if notice.is_some() {
+                return notice;
+            }
+        }
+    }
+
+    /// Lets something happen to the member's group.
+    ///
+    /// # Errors
+    /// Where the coordinator has ended.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        event: impl FnOnce(&mut Coordinator, &GroupId, &MemberId, Moment, &mut Effects) -> T
+        + Send
+        + 'static,
+    ) -> Result<T, BrokerError> {
+        let (group, member) = self.member.clone();
+        let calling = self.shard.call(move |coordinator, now, effects| {
+            event(coordinator, &group, &member, now, effects)
+        });
+        calling.await
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut sessions = self.shard.sessions.lock();
+        let open = sessions.get(&self.member);
+        if open.is_some_and(|(number, _)| *number == self.number) {
+            sessions.remove(&self.member);
+        }
+    }
 }
 
 impl fmt::Debug for Shard {
@@ -53,6 +115,52 @@ impl Shard {
     pub(super) fn new() -> Self {
         Self {
             state: RwLock::new(State::Elsewhere),
+            sessions: Mutex::default(),
+            opened: AtomicU64::new(0),
+        }
+    }
+
+    fn set(&self, state: State) {
+        let serves = matches!(state, State::Serving(_));
+        *self.state.write() = state;
+        if !serves {
+            self.sessions.lock().clear();
+        }
+    }
+
+    /// Opens the session of a member.
+    ///
+    /// # Errors
+    /// Where this node does not coordinate the partition's groups.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        group: &GroupId,
+        member: &MemberId,
+    ) -> Result<Session, BrokerError> {
+        let member = (group.clone(), member.clone());
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        let (sender, notices) = watch::channel(None);
+        let state = self.state.read();
+        match *state {
+            State::Serving(_) => {
+                let mut sessions = self.sessions.lock();
+                sessions.insert(member.clone(), (number, sender));
+            }
+            State::Loading => return Err(loading()),
+            State::Elsewhere => return Err(not_coordinator()),
+        }
+        drop(state);
+        Ok(Session {
+            shard: Arc::clone(self),
+            member,
+            number,
+            notices,
+        })
+    }
+
+    fn notify(&self, group: GroupId, member: MemberId, notice: Notice) {
+        if let Some((_, sender)) = self.sessions.lock().get(&(group, member)) {
+            sender.send_replace(Some(notice));
         }
     }
 
@@ -97,7 +205,7 @@ impl Shard {
     }
 }
 
-pub(super) fn not_coordinator() -> BrokerError {
+pub(crate) fn not_coordinator() -> BrokerError {
     BrokerError::new(
         Reason::NotCoordinator,
         "this node does not coordinate the group: ask the one that does, or retry shortly",
@@ -137,6 +245,7 @@ pub(super) struct Server {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) limits: Limits,
     pub(super) shard: Arc<Shard>,
+    pub(super) topics: watch::Receiver<Arc<TopicsView>>,
     pub(super) started: Instant,
 }
 
@@ -154,7 +263,7 @@ impl Server {
             () = self.stopped.cancelled() => {}
             () = self.lead_and_follow() => {}
         }
-        *self.shard.state.write() = State::Elsewhere;
+        self.shard.set(State::Elsewhere);
     }
 
     async fn lead_and_follow(&self) {
@@ -167,16 +276,16 @@ impl Server {
             let Ok(epoch) = leads.map(|now| now.epoch) else {
                 return;
             };
-            *self.shard.state.write() = State::Loading;
+            self.shard.set(State::Loading);
             let stopped = tokio::select! {
                 stopped = self.lead(epoch, failed) => stopped,
                 _ = leadership.wait_for(|now| now.epoch != epoch || !now.ready) => Stopped::Deposed,
             };
-            *self.shard.state.write() = State::Elsewhere;
+            self.shard.set(State::Elsewhere);
             failed = !matches!(stopped, Stopped::Deposed);
             if failed {
                 tracing::warn!(key = %self.partition.key(), error = %stopped, "groups are loaded anew");
-                *self.shard.state.write() = State::Loading;
+                self.shard.set(State::Loading);
                 tokio::time::sleep(Self::PAUSE).await;
             }
         }
@@ -244,7 +353,6 @@ impl Server {
             // Others are to have their turn while much is loaded.
             tokio::task::yield_now().await;
         }
-        coordinator.begin(self.now());
         Ok(coordinator)
     }
 
@@ -254,9 +362,15 @@ impl Server {
         writer: &mut Writer,
     ) -> Result<std::convert::Infallible, Stopped> {
         let (sender, mut events) = mpsc::channel(Shard::QUEUE);
-        *self.shard.state.write() = State::Serving(sender);
+        self.shard.set(State::Serving(sender));
+        let mut topics = self.topics.clone();
+        let first = Arc::clone(&topics.borrow_and_update());
+        self.happen(writer, |now, effects| {
+            coordinator.begin(now, first, effects)
+        });
         let mut turn: Vec<Work> = Vec::new();
         loop {
+            writer.flush()?;
             let due = coordinator.next_deadline().map(|due| self.started + due);
             let tick = async {
                 match due {
@@ -267,16 +381,41 @@ impl Server {
             tokio::select! {
                 done = writer.done() => done?,
                 () = tick => {
-                    let (now, mut effects) = (self.now(), Effects::default());
-                    coordinator.tick(now, &mut effects);
-                    writer.take(&effects.records, now.wall, None);
+                    self.happen(writer, |now, effects| coordinator.tick(now, effects));
+                }
+                Ok(()) = topics.changed() => {
+                    let view = Arc::clone(&topics.borrow_and_update());
+                    self.happen(writer, |now, effects| {
+                        coordinator.topics_changed(now, view, effects);
+                    });
                 }
                 _ = events.recv_many(&mut turn, Self::EVENTS_AT_A_TIME), if writer.has_room() => {
                     self.handle(&mut coordinator, &mut turn, writer);
                 }
             }
-            writer.flush()?;
         }
+    }
+
+    /// Lets something happen that nobody asked for.
+    fn happen(&self, writer: &mut Writer, event: impl FnOnce(Moment, &mut Effects)) {
+        let (now, mut effects) = (self.now(), Effects::default());
+        event(now, &mut effects);
+        writer.take(&effects.records, now.wall, self.notices(effects.notices));
+    }
+
+    /// What tells members what they are to know, once it is stored.
+    fn notices(&self, notices: Vec<(GroupId, MemberId, Notice)>) -> Option<Answer> {
+        if notices.is_empty() {
+            return None;
+        }
+        let shard = Arc::clone(&self.shard);
+        Some(Box::new(move |stored| {
+            if stored.is_ok() {
+                for (group, member, notice) in notices {
+                    shard.notify(group, member, notice);
+                }
+            }
+        }))
     }
 
     fn handle(&self, coordinator: &mut Coordinator, turn: &mut Vec<Work>, writer: &mut Writer) {
@@ -290,7 +429,10 @@ impl Server {
             }
             let mut effects = Effects::default();
             let answer = work(coordinator, now, &mut effects);
+            let notices = self.notices(effects.notices);
+            // The answer first: who joins hears that it did before it hears what it owns.
             writer.take(&effects.records, now.wall, Some(answer));
+            writer.take(&[], now.wall, notices);
         }
     }
 

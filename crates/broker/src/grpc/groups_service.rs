@@ -2,20 +2,25 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use futures::{StreamExt, stream::BoxStream};
 use quipu_model::{LeaderEpoch, Offset, PartitionKey, TimestampMs};
+use quipu_proto::internal::v1::StoredGroupKind;
 use quipu_proto::v1::{
     CommitOffsetsRequest, CommitOffsetsResponse, DeleteGroupRequest, DeleteGroupResponse,
     DeleteOffsetsRequest, DeleteOffsetsResponse, DescribeGroupRequest, DescribeGroupResponse,
     Error, FetchOffsetsRequest, FetchOffsetsResponse, FindCoordinatorRequest,
-    FindCoordinatorResponse, GroupListing, ListGroupsRequest, ListGroupsResponse, Node,
-    PartitionOffset, RefusedOffset, TopicOffsets, TopicPartitions, groups_server,
+    FindCoordinatorResponse, GroupKind, GroupListing, GroupMember, ListGroupsRequest,
+    ListGroupsResponse, MemberDescription, Node, PartitionOffset, RefusedOffset, SessionRequest,
+    SessionResponse, TopicOffsets, TopicPartitions, groups_server,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::sessions;
 
 use crate::{
     core::Core,
     error::BrokerError,
-    groups::{Commit, Committed, GroupId, Listing},
+    groups::{Commit, Committed, Committer, Description, GroupId, Listing, MemberId, MemberView},
 };
 
 /// Serves the groups' API over the core.
@@ -104,11 +109,14 @@ impl groups_server::Groups for GroupsService {
         let describing = self.core.at_coordinator(group, |coordinator, group, _, _| {
             coordinator.describe(group)
         });
-        let described = describing.await?.map_err(BrokerError::from)?;
+        let described: Description = describing.await?.map_err(BrokerError::from)?;
+        let members = described.members.iter();
         Ok(Response::new(DescribeGroupResponse {
-            group: Some(described.into()),
+            members: members.map(|member| self.member(member)).collect(),
+            group: Some(described.listing.into()),
+            epoch: described.epoch,
+            assignor: described.assignor,
             coordinator: Some(coordinator.into()),
-            ..DescribeGroupResponse::default()
         }))
     }
 
@@ -125,6 +133,16 @@ impl groups_server::Groups for GroupsService {
         deleting.await?.map_err(BrokerError::from)?;
         Ok(Response::new(DeleteGroupResponse {}))
     }
+
+    type SessionStream = BoxStream<'static, Result<SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let session = sessions::serve(Arc::clone(&self.core), request.into_inner());
+        Ok(Response::new(session.boxed()))
+    }
 }
 
 impl GroupsService {
@@ -133,6 +151,7 @@ impl GroupsService {
         request: CommitOffsetsRequest,
     ) -> Result<Vec<RefusedOffset>, BrokerError> {
         let group = group_id(&request.group)?;
+        let committer = committer(request.member)?;
         let (mut offsets, mut refused) = (Vec::new(), Vec::new());
         for topic in request.topics {
             for partition in topic.partitions {
@@ -146,10 +165,11 @@ impl GroupsService {
         let committing =
             self.core
                 .at_coordinator(group, move |coordinator, group, now, effects| {
-                    coordinator.commit(now, group, Commit { offsets }, effects)
+                    let commit = Commit { committer, offsets };
+                    coordinator.commit(now, group, commit, effects)
                 });
         for (key, error) in committing.await?? {
-            let name = self.core.topic_name(key);
+            let name = self.core.topic_name(key.topic);
             let name = name.as_ref().map_or("", |name| name.as_str());
             refused.push(refusal(name, key.partition.get(), error.into()));
         }
@@ -186,11 +206,27 @@ impl GroupsService {
             .collect()
     }
 
+    fn member(&self, member: &MemberView) -> MemberDescription {
+        let spec = &member.spec;
+        let text = |text: &Option<Box<str>>| text.as_deref().unwrap_or_default().to_owned();
+        MemberDescription {
+            id: member.id.to_string(),
+            instance_id: text(&spec.instance),
+            client_id: spec.client.to_string(),
+            rack: spec.rack.to_string(),
+            epoch: member.assignment.epoch,
+            topics: spec.topics.iter().map(ToString::to_string).collect(),
+            pattern: text(&spec.pattern),
+            owned: sessions::by_topic(&self.core, &member.assignment.owned),
+            revoking: sessions::by_topic(&self.core, &member.assignment.revoking),
+        }
+    }
+
     /// By topic; those of topics that were deleted are left out.
     fn topic_offsets(&self, offsets: Vec<(PartitionKey, Committed)>) -> Vec<TopicOffsets> {
         let mut topics = BTreeMap::<_, Vec<PartitionOffset>>::new();
         for (key, value) in offsets {
-            if let Some(name) = self.core.topic_name(key) {
+            if let Some(name) = self.core.topic_name(key.topic) {
                 let partition = PartitionOffset {
                     partition: key.partition.get(),
                     offset: value.offset.get(),
@@ -211,6 +247,16 @@ impl GroupsService {
     }
 }
 
+fn committer(member: Option<GroupMember>) -> Result<Committer, BrokerError> {
+    Ok(match member {
+        None => Committer::Outside,
+        Some(GroupMember { id, epoch }) => Committer::Member {
+            id: MemberId::new(&id)?,
+            epoch,
+        },
+    })
+}
+
 fn refusal(topic: &str, partition: u32, error: BrokerError) -> RefusedOffset {
     RefusedOffset {
         topic: topic.to_owned(),
@@ -221,11 +267,16 @@ fn refusal(topic: &str, partition: u32, error: BrokerError) -> RefusedOffset {
 
 impl From<Listing> for GroupListing {
     fn from(listing: Listing) -> Self {
+        let kind = match listing.kind {
+            StoredGroupKind::NoKind => GroupKind::Unspecified,
+            StoredGroupKind::ConsumerKind => GroupKind::Consumer,
+            StoredGroupKind::ClassicKind => GroupKind::Classic,
+        };
         Self {
             group: listing.group.to_string(),
+            kind: kind.into(),
             state: listing.state.to_owned(),
             members: u32::try_from(listing.members).unwrap_or(u32::MAX),
-            ..Self::default()
         }
     }
 }

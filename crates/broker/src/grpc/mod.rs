@@ -8,5 +8,6 @@ mod groups_service;
 mod log_service;
 mod produce_stream;
 mod server;
+mod sessions;
 
 pub(crate) use server::{Server, serve};

@@ -4,9 +4,13 @@
 
 use std::time::Duration;
 
-use futures::future::join_all;
-use quipu_proto::v1::{self, ErrorReason, groups_client::GroupsClient};
-use tonic::{Status, transport::Channel};
+use futures::{future::join_all, stream};
+use quipu_proto::v1::{
+    self, ErrorReason, groups_client::GroupsClient, session_request::Request,
+    session_response::Response,
+};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming, transport::Channel};
 
 use crate::support::{Node, error_of, plain};
 
@@ -175,5 +179,139 @@ async fn groups_are_listed_found_and_deleted() {
     let status = node.log().await.produce(write).await.unwrap_err();
     assert_eq!(error_of(&status).reason(), ErrorReason::InternalTopic);
     drop(groups);
+    node.stop().await;
+}
+
+/// A member's session, as its client keeps it.
+struct Member {
+    requests: mpsc::Sender<v1::SessionRequest>,
+    responses: Streaming<v1::SessionResponse>,
+}
+
+impl Member {
+    async fn join(client: &GroupsClient<Channel>, id: &str, epoch: u64) -> Self {
+        let (requests, receiver) = mpsc::channel(16);
+        let join = v1::JoinGroup {
+            group: "g".to_owned(),
+            member_id: id.to_owned(),
+            epoch,
+            topics: vec!["orders".to_owned()],
+            ..v1::JoinGroup::default()
+        };
+        let stream = stream::unfold(receiver, |mut receiver| async {
+            Some((receiver.recv().await?, receiver))
+        });
+        let mut member = Self {
+            responses: client.clone().session(stream).await.unwrap().into_inner(),
+            requests,
+        };
+        member.say(Request::Join(join)).await;
+        member
+    }
+
+    async fn say(&mut self, request: Request) {
+        let request = v1::SessionRequest {
+            request: Some(request),
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> Response {
+        let message = self.responses.message().await.unwrap().unwrap();
+        message.response.unwrap()
+    }
+
+    /// The next assignment: its epoch, what is owned, and what of that is to be let go.
+    async fn assignment(&mut self) -> (u64, Vec<u32>, Vec<u32>) {
+        loop {
+            match self.hear().await {
+                Response::Assignment(assignment) => {
+                    let partitions = |topics: Vec<v1::TopicPartitions>| {
+                        topics.into_iter().flat_map(|t| t.partitions).collect()
+                    };
+                    let owned = partitions(assignment.owned);
+                    return (assignment.epoch, owned, partitions(assignment.revoking));
+                }
+                Response::Error(error) => panic!("{error:?}"),
+                Response::Joined(_) | Response::Heartbeat(_) => {}
+            }
+        }
+    }
+}
+
+/// A client of a node whose groups are served.
+async fn serving(node: &Node) -> GroupsClient<Channel> {
+    let mut client = client(node).await;
+    stored(&mut client, "g").await;
+    client
+}
+
+#[tokio::test]
+async fn members_share_partitions_hand_them_over_and_go_on_after_a_restart() {
+    let node = Node::start().await;
+    node.create("orders", 4).await;
+    let client = serving(&node).await;
+    let mut first = Member::join(&client, "a", 0).await;
+    assert_eq!(first.assignment().await.1, [0, 1, 2, 3]);
+    let mut second = Member::join(&client, "b", 0).await;
+    let (_, owned, _) = second.assignment().await;
+    assert_eq!(owned, [0; 0]);
+    let (epoch, owned, revoking) = first.assignment().await;
+    assert_eq!((owned.len(), revoking.len()), (4, 2));
+    let release = v1::ReleasePartitions {
+        epoch,
+        topics: vec![v1::TopicPartitions {
+            topic: "orders".to_owned(),
+            partitions: revoking.clone(),
+        }],
+    };
+    first.say(Request::Release(release)).await;
+    let (kept_in, kept, _) = first.assignment().await;
+    let (given_in, given, _) = second.assignment().await;
+    assert_eq!(given, revoking);
+
+    // Only who has a partition stores how far it was read, and nobody from outside does.
+    let store = |member: Option<(&str, u64)>, partition: u32| {
+        let mut request = commit("g", "orders", &[(partition, 0)]);
+        request.member = member.map(|(id, epoch)| v1::GroupMember {
+            id: id.to_owned(),
+            epoch,
+        });
+        let mut client = client.clone();
+        async move { client.commit_offsets(request).await }
+    };
+    let mine = store(Some(("a", kept_in)), kept[0]).await.unwrap();
+    assert_eq!(mine.into_inner().refused, []);
+    let others = store(Some(("a", kept_in)), given[0]).await.unwrap();
+    let error = others.into_inner().refused[0].error.clone().unwrap();
+    assert_eq!(error.reason(), ErrorReason::PartitionNotOwned);
+    for (member, reason) in [
+        (None, ErrorReason::GroupNotEmpty),
+        (Some(("c", 1)), ErrorReason::UnknownMember),
+    ] {
+        let refused = store(member, 0).await.unwrap_err();
+        assert_eq!(error_of(&refused).reason(), reason);
+    }
+    drop((first, second, client));
+
+    let node = node.restart().await;
+    let client = serving(&node).await;
+    let mut first = Member::join(&client, "a", kept_in).await;
+    assert_eq!(first.assignment().await.1, kept);
+    let mut second = Member::join(&client, "b", given_in).await;
+    assert_eq!(second.assignment().await.1, given);
+    second
+        .say(Request::Heartbeat(v1::SessionHeartbeat { number: 7 }))
+        .await;
+    assert!(matches!(second.hear().await, Response::Heartbeat(h) if h.number == 7));
+    second.say(Request::Leave(v1::LeaveGroup {})).await;
+    assert_eq!(first.assignment().await.1, [0, 1, 2, 3]);
+    // One that the group does not know has lost what it held.
+    let mut stranger = Member::join(&client, "x", 3).await;
+    let Response::Error(error) = stranger.hear().await else {
+        panic!("a stranger goes on");
+    };
+    assert_eq!(error.reason(), ErrorReason::UnknownMember);
+    drop((first, second, stranger, client));
     node.stop().await;
 }

@@ -1,8 +1,8 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use quipu_model::{Offset, PartitionId, PartitionKey, TimestampMs, TopicId};
 
-use super::{Commit, Coordinator, Effects, Limits};
+use super::{Commit, Committer, Coordinator, Effects, Limits};
 use crate::groups::{
     names::{GroupError, GroupId, Moment},
     offsets::Committed,
@@ -39,6 +39,7 @@ fn offsets(offsets: &[(u32, u64)]) -> Commit {
     let offsets = offsets.iter();
     let offsets = offsets.map(|(number, at)| (partition(*number), offset(*at)));
     Commit {
+        committer: Committer::Outside,
         offsets: offsets.collect(),
     }
 }
@@ -67,7 +68,7 @@ fn small() -> Coordinator {
         bytes: 1 << 20,
         offsets_retention: Duration::from_secs(3600),
     });
-    coordinator.begin(at(0));
+    coordinator.begin(at(0), Arc::default(), &mut Effects::default());
     coordinator
 }
 
@@ -121,8 +122,8 @@ fn groups_are_bounded_and_come_and_go() {
     // Those that are there go on, and make room when they go.
     assert_eq!(store(&mut coordinator, "a"), Ok(0));
     coordinator.delete(&group("b"), &mut effects).unwrap();
-    let gone = coordinator.describe(&group("b"));
-    assert_eq!(gone, Err(GroupError::UnknownGroup(group("b"))));
+    let gone = coordinator.describe(&group("b")).unwrap_err();
+    assert_eq!(gone, GroupError::UnknownGroup(group("b")));
     assert_eq!(store(&mut coordinator, "c"), Ok(0));
     for name in ["a", "c"] {
         coordinator
