@@ -73,7 +73,10 @@ pub use consumer::{
     Assignment, Consumer, ConsumerConfig, ConsumerRecord, End, OutOfRange, RecordChunk, Start,
 };
 pub use error::{Error, ErrorReason, Outcome, Reason, Result};
-pub use groups::{GroupDescription, GroupListing, GroupOffset, MemberDescription, TopicPartitions};
+pub use groups::{
+    Assignor, GroupConfig, GroupConsumer, GroupDescription, GroupListing, GroupOffset,
+    MemberDescription, RebalanceListener, TopicPartition, TopicPartitions,
+};
 pub use producer::{
     Acks, Delivery, Producer, ProducerConfig, Record, RecordMetadata, murmur2, partition_for_key,
 };
