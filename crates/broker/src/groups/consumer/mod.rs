@@ -220,7 +220,7 @@ impl ConsumerGroup {
             self.remove(scene, &id, None);
         }
         let known = self.members.contains_key(&id);
-        if (fenced && epoch > 0) || (!known && epoch > 0) || epoch > self.epoch {
+        if (epoch > 0 && (fenced || !known)) || epoch > self.epoch {
             return Err(GroupError::UnknownMember(id));
         }
         let mut changes = Changes::default();
