@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = protox::compile(
         [
             "quipu/v1/quipu.proto",
+            "quipu/v1/groups.proto",
+            "quipu/internal/v1/groups.proto",
             "quipu/internal/v1/metadata.proto",
             "quipu/peer/v1/controller.proto",
             "quipu/peer/v1/peer.proto",

@@ -53,6 +53,8 @@ pub struct BrokerConfig {
     pub shutdown_grace: Duration,
     /// How often each partition's retention is looked at.
     pub retention_interval: Duration,
+    /// How long the offsets of a consumer group are kept that has no members.
+    pub offsets_retention: Duration,
     /// The disk's settings.
     pub store: StoreConfig,
 }
@@ -79,6 +81,7 @@ impl BrokerConfig {
             catch_up_rate: CATCH_UP_RATE,
             shutdown_grace: Duration::from_secs(10),
             retention_interval: Duration::from_secs(30),
+            offsets_retention: Duration::from_secs(7 * 24 * 60 * 60),
             store: StoreConfig::default(),
         }
     }

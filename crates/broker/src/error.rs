@@ -29,6 +29,16 @@ pub enum Reason {
     InternalTopic,
     Internal,
     NodeRemoved,
+    NotCoordinator,
+    CoordinatorLoading,
+    UnknownGroup,
+    UnknownMember,
+    MemberFenced,
+    PartitionNotOwned,
+    GroupNotEmpty,
+    OtherGroupKind,
+    GroupLimit,
+    RebalanceInProgress,
 }
 
 impl Reason {
@@ -42,6 +52,8 @@ impl Reason {
                 | Self::ShuttingDown
                 | Self::StorageFailed
                 | Self::TimedOut
+                | Self::NotCoordinator
+                | Self::CoordinatorLoading
         )
     }
 }

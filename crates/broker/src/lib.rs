@@ -9,6 +9,7 @@ mod config;
 mod core;
 mod error;
 pub mod front;
+mod groups;
 mod grpc;
 mod http;
 mod memory;

@@ -27,6 +27,7 @@ use crate::{
     core::Core,
     error::NodeFailure,
     front::Front,
+    groups::{Groups, Limits},
     grpc, http,
     memory::MemoryBudget,
     metadata::Metadata,
@@ -99,6 +100,7 @@ impl Broker {
         let book = Arc::new(book);
         let linked = watch::Sender::default();
         let stop = CancellationToken::new();
+        let groups = Groups::new(config.node_id, Arc::clone(&clock), group_limits(&config));
         let core = Arc::new(Core {
             node: config.node_id,
             store,
@@ -106,6 +108,7 @@ impl Broker {
             table: Arc::new(PartitionTable::new(config.node_id)),
             metadata,
             leaders: Arc::default(),
+            groups: Arc::new(groups),
             book,
             linked: linked.subscribe(),
             controller: OnceLock::new(),
@@ -297,6 +300,13 @@ fn advertised(config: &BrokerConfig, listening: SocketAddr) -> String {
             listening.to_string()
         }
     })
+}
+
+fn group_limits(config: &BrokerConfig) -> Limits {
+    Limits {
+        offsets_retention: config.offsets_retention,
+        ..Limits::default()
+    }
 }
 
 async fn open_store(

@@ -223,6 +223,7 @@ impl Startup {
             leaders: Arc::clone(&core.leaders),
             steward: Arc::clone(wake),
             leaderships: core.standing.leaderships.clone(),
+            groups: Arc::clone(&core.groups),
         };
         Arc::new(Reconciler {
             node: core.node,
@@ -252,6 +253,11 @@ impl Startup {
         spawn(boxed(
             core,
             retention::run(Arc::clone(core), self.retention_interval),
+        ));
+        let groups = Arc::clone(&core.groups);
+        spawn(boxed(
+            core,
+            groups.follow_topics(Arc::clone(&core.metadata)),
         ));
         let (links, following) = (Arc::clone(&self.links), Arc::clone(core));
         spawn(boxed(core, follow_addresses(links, following)));

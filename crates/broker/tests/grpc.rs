@@ -1,6 +1,7 @@
 //! A broker in this process, spoken to as its clients do.
 
 mod front;
+mod groups;
 mod support;
 
 use futures::{StreamExt, stream};

@@ -1,5 +1,7 @@
 //! `quipu consume`.
 
+mod group;
+
 use std::io::{BufWriter, Write, stdout};
 
 use anyhow::{Result, bail, ensure};
@@ -29,6 +31,10 @@ pub(crate) struct ConsumeArgs {
     /// Stop after so many records
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// Read as a member of this group: what it has read is remembered, and it shares the partitions with its other members.
+    /// --from then says where it begins where nothing is remembered
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["partition", "to"])]
+    group: Option<String>,
     /// Go on reading what is written later, instead of stopping at the end
     #[arg(long, short)]
     follow: bool,
@@ -40,6 +46,9 @@ pub(crate) struct ConsumeArgs {
 
 pub(crate) async fn run(args: ConsumeArgs) -> Result<()> {
     let client = args.connect.connect().await?;
+    if let Some(group) = &args.group {
+        return group::run(&args, &client, group).await;
+    }
     let assignments = assignments(&args, &client.admin()).await?;
     print_records(&args, &client, assignments).await
 }
@@ -53,13 +62,7 @@ async fn assignments(args: &ConsumeArgs, admin: &Admin) -> Result<Vec<Assignment
     if partitions.is_empty() {
         partitions = (0..).take(known).collect();
     }
-    let start = match args.from {
-        Place::Earliest => Start::Earliest,
-        Place::Latest => Start::Latest,
-        Place::Offset(offset) => Start::Offset(offset),
-        Place::FromEnd(records) => Start::FromEnd(records),
-        Place::Time(time) => Start::Timestamp(time),
-    };
+    let start = start(args.from);
     let mut assignments = Vec::new();
     for partition in partitions {
         ensure!(
@@ -81,6 +84,16 @@ async fn assignments(args: &ConsumeArgs, admin: &Admin) -> Result<Vec<Assignment
         assignments.push(Assignment::new(&args.topic, partition, start).until(end));
     }
     Ok(assignments)
+}
+
+fn start(place: Place) -> Start {
+    match place {
+        Place::Earliest => Start::Earliest,
+        Place::Latest => Start::Latest,
+        Place::Offset(offset) => Start::Offset(offset),
+        Place::FromEnd(records) => Start::FromEnd(records),
+        Place::Time(time) => Start::Timestamp(time),
+    }
 }
 
 async fn end(args: &ConsumeArgs, admin: &Admin, partition: u32) -> Result<End> {

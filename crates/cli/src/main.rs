@@ -7,6 +7,7 @@ mod connect;
 mod consume;
 mod demo;
 mod format;
+mod group;
 mod log;
 mod logging;
 mod node;
@@ -49,6 +50,8 @@ enum Command {
     Server(node::ServerArgs),
     /// Create, look at, change and delete topics
     Topic(topic::TopicArgs),
+    /// Look at consumer groups, and at how far behind they are; change how far they have read
+    Group(group::GroupArgs),
     /// Look at the cluster, move partitions between nodes, take nodes out
     Cluster(cluster::ClusterArgs),
     /// Write lines from standard input to a topic, one record a line
@@ -78,6 +81,7 @@ impl Command {
             Self::Demo(args) => demo::run(args).await,
             Self::Server(args) => node::server(args).await,
             Self::Topic(args) => topic::run(args).await,
+            Self::Group(args) => group::run(args).await,
             Self::Cluster(args) => cluster::run(args).await,
             Self::Produce(args) => produce::run(args).await,
             Self::Consume(args) => consume::run(args).await,
@@ -174,11 +178,19 @@ mod tests {
             "quipu produce t --partition 1 --header a=b --header a=c --acks leader --compression zstd",
             "quipu consume t --from -10 --to @2026-11-24T10:00:00Z --count 5 --format raw --follow",
             "quipu consume t --from=@1700000000000 --partition 1 --partition 2",
+            "quipu consume t --group g --from latest --count 5",
             "quipu bench produce --records 10 --record-size 100 --producers 4 --batch-bytes 1MiB --rate 1000",
             "quipu bench consume --topic t --json",
             "quipu server --node-id 1 --data-dir d --voters 1@a:9093,2@b:9093 --rack r1",
             "quipu server --node-id 4 --data-dir d --join a:9093,b:9093",
             "quipu server --node-id 4 --data-dir d --voters 1@a:9093 --join a:9093",
+            "quipu group list --json",
+            "quipu group describe g",
+            "quipu group reset-offsets g --topic t --partition 1 --to earliest",
+            "quipu group reset-offsets g --topic t --topic u --shift-by -10 --dry-run",
+            "quipu group reset-offsets g --all-topics --to @2026-11-24T10:00:00Z",
+            "quipu group reset-offsets g --from-file f",
+            "quipu group delete g",
             "quipu cluster status --json",
             "quipu cluster nodes",
             "quipu cluster reassign t --partition 1 --replicas 1,2,4 --no-wait",
@@ -200,8 +212,11 @@ mod tests {
             "quipu produce",
             "quipu produce t --acks some",
             "quipu consume t --from soon",
+            "quipu consume t --group g --partition 1",
             "quipu topic create t --config retention.ms",
             "quipu cluster reassign t --partition 1",
+            "quipu group reset-offsets g --topic t",
+            "quipu group reset-offsets g --topic t --to latest --shift-by 1",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

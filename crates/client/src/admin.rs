@@ -106,6 +106,10 @@ impl Admin {
         Self { cluster }
     }
 
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// Creates a topic.
     ///
     /// # Errors

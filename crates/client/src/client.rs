@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tonic::transport::Channel;
 
 use crate::{
-    Admin, Consumer, ConsumerConfig, Producer, ProducerConfig, Result,
+    Admin, Consumer, ConsumerConfig, GroupConfig, GroupConsumer, Producer, ProducerConfig, Result,
     cluster::{Cluster, Dial, dial_tcp},
     error::Error,
 };
@@ -102,6 +102,14 @@ impl Client {
     /// A consumer, without partitions yet: see [`Consumer::assign`].
     pub fn consumer(&self, config: ConsumerConfig) -> Consumer {
         Consumer::new(Arc::clone(&self.cluster), config)
+    }
+
+    /// A member of a group, which joins in the background.
+    ///
+    /// # Errors
+    /// Where the configuration is out of bounds. That the group cannot be joined is told by the stream.
+    pub fn group_consumer(&self, config: GroupConfig) -> Result<GroupConsumer> {
+        GroupConsumer::start(Arc::clone(&self.cluster), config)
     }
 
     /// Topics, offsets and the cluster itself.

@@ -61,6 +61,7 @@ mod client;
 mod cluster;
 mod consumer;
 mod error;
+mod groups;
 mod leaders;
 mod producer;
 mod topics;
@@ -74,10 +75,14 @@ pub use consumer::{
     Assignment, Consumer, ConsumerConfig, ConsumerRecord, End, OutOfRange, RecordChunk, Start,
 };
 pub use error::{Error, ErrorReason, Outcome, Reason, Result};
+pub use groups::{
+    Assignor, GroupConfig, GroupConsumer, GroupDescription, GroupListing, GroupOffset,
+    MemberDescription, RebalanceListener, TopicPartition, TopicPartitions,
+};
 pub use producer::{
     Acks, Delivery, Producer, ProducerConfig, Record, RecordMetadata, murmur2, partition_for_key,
 };
 pub use quipu_model::{
-    Offset, TimestampMs,
+    LeaderEpoch, Offset, TimestampMs,
     batch::{Compression, Record as StoredRecord, RecordHeader},
 };

@@ -7,7 +7,7 @@ use quipu_model::NodeId;
 use tokio::sync::Notify;
 
 use super::LeaderTable;
-use crate::{metadata::Watcher, partitions::Running, peer::PeerLinks};
+use crate::{groups::Groups, metadata::Watcher, partitions::Running, peer::PeerLinks};
 
 /// Tells other nodes what this one leads, and the steward that there may be something to do.
 #[derive(Debug)]
@@ -18,10 +18,12 @@ pub(crate) struct LeadershipWatcher {
     pub(crate) steward: Arc<Notify>,
     /// How often a replica here began to lead.
     pub(crate) leaderships: Counter,
+    pub(crate) groups: Arc<Groups>,
 }
 
 impl Watcher for LeadershipWatcher {
     fn started(&self, running: &Running) {
+        self.groups.started(running);
         let node = self.node;
         let (links, leaders) = (Arc::clone(&self.links), Arc::clone(&self.leaders));
         let (steward, stopped) = (Arc::clone(&self.steward), running.stopped.clone());

@@ -25,6 +25,7 @@ pub use topics::{ClusterDescription, NodeDescription, PartitionDescription};
 use crate::{
     cluster::{AddressBook, LeaderTable},
     error::{BrokerError, Reason},
+    groups::Groups,
     memory::MemoryBudget,
     metadata::{Controller, Metadata},
     metrics::Metrics,
@@ -42,6 +43,8 @@ pub(crate) struct Core {
     pub(crate) metadata: Arc<Metadata>,
     pub(crate) leaders: Arc<LeaderTable>,
     pub(crate) book: Arc<AddressBook>,
+    /// The groups that this node coordinates.
+    pub(crate) groups: Arc<Groups>,
     /// The nodes that are linked to.
     pub(crate) linked: watch::Receiver<HashSet<NodeId>>,
     /// Empty until the node has its place in the cluster's metadata.

@@ -37,6 +37,16 @@ impl From<Reason> for v1::ErrorReason {
             Reason::InternalTopic => Self::InternalTopic,
             Reason::Internal => Self::Internal,
             Reason::NodeRemoved => Self::NodeRemoved,
+            Reason::NotCoordinator => Self::NotCoordinator,
+            Reason::CoordinatorLoading => Self::CoordinatorLoading,
+            Reason::UnknownGroup => Self::UnknownGroup,
+            Reason::UnknownMember => Self::UnknownMember,
+            Reason::MemberFenced => Self::MemberFenced,
+            Reason::PartitionNotOwned => Self::PartitionNotOwned,
+            Reason::GroupNotEmpty => Self::GroupNotEmpty,
+            Reason::OtherGroupKind => Self::OtherGroupKind,
+            Reason::GroupLimit => Self::GroupLimit,
+            Reason::RebalanceInProgress => Self::RebalanceInProgress,
         }
     }
 }
@@ -66,6 +76,16 @@ impl From<v1::Error> for BrokerError {
             v1::ErrorReason::TimedOut => Reason::TimedOut,
             v1::ErrorReason::InternalTopic => Reason::InternalTopic,
             v1::ErrorReason::NodeRemoved => Reason::NodeRemoved,
+            v1::ErrorReason::NotCoordinator => Reason::NotCoordinator,
+            v1::ErrorReason::CoordinatorLoading => Reason::CoordinatorLoading,
+            v1::ErrorReason::UnknownGroup => Reason::UnknownGroup,
+            v1::ErrorReason::UnknownMember => Reason::UnknownMember,
+            v1::ErrorReason::MemberFenced => Reason::MemberFenced,
+            v1::ErrorReason::PartitionNotOwned => Reason::PartitionNotOwned,
+            v1::ErrorReason::GroupNotEmpty => Reason::GroupNotEmpty,
+            v1::ErrorReason::OtherGroupKind => Reason::OtherGroupKind,
+            v1::ErrorReason::GroupLimit => Reason::GroupLimit,
+            v1::ErrorReason::RebalanceInProgress => Reason::RebalanceInProgress,
             v1::ErrorReason::Internal | v1::ErrorReason::Unspecified => Reason::Internal,
         };
         let outcome = match error.outcome() {
@@ -91,14 +111,24 @@ fn code(reason: Reason) -> Code {
         | Reason::BatchTooLarge
         | Reason::InvalidTopicName
         | Reason::InvalidConfig => Code::InvalidArgument,
-        Reason::UnknownTopic | Reason::UnknownPartition => Code::NotFound,
+        Reason::UnknownTopic | Reason::UnknownPartition | Reason::UnknownGroup => Code::NotFound,
         Reason::TopicAlreadyExists | Reason::DuplicateSequence => Code::AlreadyExists,
         Reason::OffsetOutOfRange => Code::OutOfRange,
-        Reason::OutOfOrderSequence | Reason::ProducerFenced | Reason::NodeRemoved => {
-            Code::FailedPrecondition
-        }
-        Reason::DiskFull | Reason::Overloaded => Code::ResourceExhausted,
-        Reason::NotLeader | Reason::ShuttingDown | Reason::StorageFailed => Code::Unavailable,
+        Reason::OutOfOrderSequence
+        | Reason::ProducerFenced
+        | Reason::NodeRemoved
+        | Reason::UnknownMember
+        | Reason::MemberFenced
+        | Reason::PartitionNotOwned
+        | Reason::GroupNotEmpty
+        | Reason::OtherGroupKind
+        | Reason::RebalanceInProgress => Code::FailedPrecondition,
+        Reason::DiskFull | Reason::Overloaded | Reason::GroupLimit => Code::ResourceExhausted,
+        Reason::NotLeader
+        | Reason::ShuttingDown
+        | Reason::StorageFailed
+        | Reason::NotCoordinator
+        | Reason::CoordinatorLoading => Code::Unavailable,
         Reason::PartitionDamaged => Code::DataLoss,
         Reason::TimedOut => Code::DeadlineExceeded,
         Reason::InternalTopic => Code::PermissionDenied,

@@ -4,9 +4,11 @@ mod admin_service;
 mod connections;
 mod convert;
 mod errors;
+mod groups_service;
 mod log_service;
 mod produce_stream;
 mod server;
+mod sessions;
 
 pub(crate) use connections::Seat;
 pub(crate) use server::{Server, serve};

@@ -5,12 +5,15 @@ use std::{sync::Arc, time::Duration};
 use quipu_model::TopicConfig;
 use quipu_proto::{
     peer::v1::controller_server::ControllerServer,
-    v1::{admin_server::AdminServer, log_server::LogServer},
+    v1::{admin_server::AdminServer, groups_server::GroupsServer, log_server::LogServer},
 };
 use tokio::net::TcpListener;
 use tonic::{Request, Status, service::interceptor::InterceptedService};
 
-use super::{admin_service::AdminService, connections, log_service::LogService};
+use super::{
+    admin_service::AdminService, connections, groups_service::GroupsService,
+    log_service::LogService,
+};
 use crate::{
     cluster::{ControllerService, NodeHost},
     core::Core,
@@ -66,6 +69,10 @@ pub(crate) async fn serve(server: Server) -> Result<(), ServeError> {
     })
     .max_decoding_message_size(ADMIN_MESSAGE_BYTES);
 
+    let groups = GroupsServer::new(GroupsService {
+        core: Arc::clone(&core),
+    })
+    .max_decoding_message_size(ADMIN_MESSAGE_BYTES);
     let controller = ControllerServer::new(ControllerService {
         core: Arc::clone(&core),
     })
@@ -74,11 +81,15 @@ pub(crate) async fn serve(server: Server) -> Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<LogServer<LogService>>().await;
     health.set_serving::<AdminServer<AdminService>>().await;
+    health.set_serving::<GroupsServer<GroupsService>>().await;
     let stop = core.stop.clone();
     let stopped = async move {
         stop.cancelled().await;
         health.set_not_serving::<LogServer<LogService>>().await;
         health.set_not_serving::<AdminServer<AdminService>>().await;
+        health
+            .set_not_serving::<GroupsServer<GroupsService>>()
+            .await;
     };
 
     let open = core.metrics.connections.clone();
@@ -96,6 +107,7 @@ pub(crate) async fn serve(server: Server) -> Result<(), ServeError> {
         .add_service(for_clients(reflection().build_v1alpha()?))
         .add_service(for_clients(admin))
         .add_service(for_clients(log))
+        .add_service(for_clients(groups))
         .add_service(controller)
         .add_service(peer::service(
             server.host,

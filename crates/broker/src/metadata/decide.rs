@@ -25,6 +25,8 @@ const MAX_PARTITIONS: u32 = 10_000;
 const MAX_REPLICATION_FACTOR: usize = 9;
 /// What a topic gets that says nothing, where there are as many nodes.
 const DEFAULT_REPLICATION_FACTOR: usize = 3;
+/// Over how many partitions, and so coordinators, groups are spread. It never changes: a group's name decides its partition.
+const OFFSETS_PARTITIONS: u32 = 16;
 
 type Decided = Result<Vec<Record>, BrokerError>;
 
@@ -44,6 +46,7 @@ pub(super) fn decide(image: &MetadataImage, change: Change) -> Decided {
         Change::FinishReassignment(finish) => Ok(vec![finish_reassignment(finish)]),
         Change::DrainNode(drain) => drain_node(image, NodeId::new(drain.node_id)),
         Change::RemoveNode(remove) => remove_node(image, NodeId::new(remove.node_id)),
+        Change::CreateOffsetsTopic(_) => create_offsets_topic(image),
     }
 }
 
@@ -63,6 +66,14 @@ pub(super) fn changeable(image: &MetadataImage, name: &str) -> Result<Arc<Topic>
     }
     let topic = image.topic(&name).cloned();
     topic.ok_or_else(|| BrokerError::unknown_topic(name.as_str()))
+}
+
+/// The topic of a name, where its partitions may be moved.
+fn movable(image: &MetadataImage, name: &str) -> Result<Arc<Topic>, BrokerError> {
+    match image.topic(&TopicName::new(name)?) {
+        Some(topic) if topic.name.is_internal() && !topic.is_everywhere() => Ok(Arc::clone(topic)),
+        _ => changeable(image, name),
+    }
 }
 
 /// The refusal of a write to a topic of the cluster's own.
@@ -99,6 +110,33 @@ fn create_topic(image: &MetadataImage, new: CreateTopic, id: TopicId) -> Decided
         topic_id: id.as_bytes().to_vec().into(),
         partitions: place(&mut placement, partitions, factor),
         config: new.config,
+    })])
+}
+
+/// Once as many nodes are there as the cluster was begun with, so that the topic has as many replicas as it should.
+fn create_offsets_topic(image: &MetadataImage) -> Decided {
+    let name = MetadataImage::OFFSETS_TOPIC;
+    if image.topic_by_id(MetadataImage::OFFSETS_TOPIC_ID).is_some() {
+        return Ok(Vec::new());
+    }
+    let metadata = image.topic_by_id(MetadataImage::TOPIC_ID);
+    let founders = metadata.map_or(0, |topic| topic.replication_factor());
+    let seen = image.nodes.len() + image.removed_nodes.len();
+    if seen < founders.min(DEFAULT_REPLICATION_FACTOR) {
+        return Err(refused(
+            Reason::CoordinatorLoading,
+            format!(
+                "{name} waits for the cluster's first nodes, of which {seen} of {founders} are registered: start the others"
+            ),
+        ));
+    }
+    let mut placement = Placement::new(image);
+    let factor = placement.node_count().clamp(1, DEFAULT_REPLICATION_FACTOR);
+    Ok(vec![Record::TopicCreated(TopicCreated {
+        name: name.to_owned(),
+        topic_id: MetadataImage::OFFSETS_TOPIC_ID.as_bytes().to_vec().into(),
+        partitions: place(&mut placement, OFFSETS_PARTITIONS, factor),
+        config: HashMap::from([("retention.ms".to_owned(), "-1".to_owned())]),
     })])
 }
 
@@ -241,7 +279,7 @@ fn add_partitions(image: &MetadataImage, add: &AddPartitions) -> Decided {
 }
 
 fn begin_reassignment(image: &MetadataImage, reassign: &Reassign) -> Decided {
-    let topic = changeable(image, &reassign.name)?;
+    let topic = movable(image, &reassign.name)?;
     let number = reassign.partition;
     let assignment = topic.assignments.get(number as usize).ok_or_else(|| {
         refused(
@@ -314,7 +352,7 @@ fn drain_node(image: &MetadataImage, node: NodeId) -> Decided {
     }
     let mut placement = Placement::new(&drained);
     let mut records = vec![draining];
-    for topic in image.topics().filter(|topic| !topic.name.is_internal()) {
+    for topic in image.topics().filter(|topic| !topic.is_everywhere()) {
         for (partition, assignment) in (0..).zip(topic.assignments.iter()) {
             if !assignment.replicas.contains(&node) {
                 continue;
@@ -347,7 +385,7 @@ fn remove_node(image: &MetadataImage, node: NodeId) -> Decided {
     let known = known_node(image, node)?;
     let assignments = image
         .topics()
-        .filter(|topic| !topic.name.is_internal())
+        .filter(|topic| !topic.is_everywhere())
         .flat_map(|topic| topic.assignments.iter());
     let held = assignments
         .filter(|assignment| assignment.holds(node))

@@ -143,6 +143,12 @@ impl MetadataImage {
     pub(crate) const TOPIC_ID: TopicId =
         TopicId::from_bytes([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
+    /// The name of the topic that holds what consumer groups store.
+    pub(crate) const OFFSETS_TOPIC: &'static str = "__consumer_offsets";
+    /// Its id, the same in every cluster.
+    pub(crate) const OFFSETS_TOPIC_ID: TopicId =
+        TopicId::from_bytes([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+
     /// The image before the first record: nothing but the metadata topic.
     pub(crate) fn empty(metadata_voters: &[NodeId]) -> Self {
         let topic = Arc::new(Topic::cluster_metadata(metadata_voters));

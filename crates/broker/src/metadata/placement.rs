@@ -25,7 +25,7 @@ impl<'a> Placement<'a> {
     /// By what the image assigns. Nodes that are to be empty take nothing.
     pub(super) fn new(image: &'a MetadataImage) -> Self {
         let mut held: HashMap<NodeId, (usize, usize)> = HashMap::new();
-        let topics = image.topics().filter(|topic| !topic.name.is_internal());
+        let topics = image.topics().filter(|topic| !topic.is_everywhere());
         for assignment in topics.flat_map(|topic| topic.assignments.iter()) {
             for (place, node) in assignment.replicas.iter().enumerate() {
                 let (replicas, leads) = held.entry(*node).or_default();

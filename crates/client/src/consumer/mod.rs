@@ -233,6 +233,46 @@ impl Consumer {
         }))
     }
 
+    /// The partitions that are assigned.
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = (Arc<str>, u32)> {
+        let partitions = self.partitions.iter();
+        partitions.map(|assigned| (Arc::clone(&assigned.topic), assigned.partition))
+    }
+
+    pub(crate) fn has_partitions(&self) -> bool {
+        !self.partitions.is_empty()
+    }
+
+    /// Reads one more partition, from `position` on.
+    pub(crate) fn add(&mut self, topic: Arc<str>, partition: u32, position: Offset) {
+        self.remove(&topic, partition);
+        let mut assigned = Assigned {
+            topic,
+            partition,
+            position,
+            end: None,
+            paused: false,
+            source: None,
+            batches: VecDeque::new(),
+        };
+        assigned.source = self.source(&assigned);
+        self.partitions.push(assigned);
+    }
+
+    /// Reads a partition no more, if it did; nothing of it is handed out any more.
+    pub(crate) fn remove(&mut self, topic: &str, partition: u32) {
+        let Some(at) = self.place(topic, partition) else {
+            return;
+        };
+        self.drop_current(topic, partition);
+        self.partitions.remove(at);
+        if let Some(current) = &mut self.current
+            && current.at > at
+        {
+            current.at -= 1;
+        }
+    }
+
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Current>>> {
         let count = self.partitions.len();
         let mut pending = false;

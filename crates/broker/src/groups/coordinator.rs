@@ -1,0 +1,710 @@
+//! The groups of one partition of the internal topic, as a state machine: what happens, and when, decides what is stored and what is
+//! answered. It does no I/O and reads no clock.
+//!
+//! The state runs ahead of the log: whoever drives it holds back an answer until all that was to be stored before it is, and
+//! drops the whole state where storing failed.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use quipu_model::{PartitionKey, TimestampMs, TopicId};
+use quipu_proto::internal::v1::StoredGroupKind;
+
+use super::{
+    consumer::{Assignment, ConsumerGroup, Join, MemberView, Scene},
+    names::{GroupError, GroupId, MemberId, Moment},
+    offsets::{Committed, Offsets},
+    records::{Stored, StoredGroup},
+    topics::TopicsView,
+};
+
+/// How much a coordinator keeps, and for how long.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// The most groups of one partition.
+    pub(crate) groups: usize,
+    /// About how many bytes the groups of one partition may take in memory.
+    pub(crate) bytes: usize,
+    /// How long offsets are kept that nobody renews, of a group without members or of partitions that no member has.
+    pub(crate) offsets_retention: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            groups: 10_000,
+            bytes: 64 << 20,
+            offsets_retention: Duration::from_secs(7 * 24 * 60 * 60),
+        }
+    }
+}
+
+/// What comes of an event beside its answer.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// To be stored, in this order, all or none.
+    pub(crate) records: Vec<Stored>,
+    /// To be told to members once that is stored. A later notice to a member says all that those before it did.
+    pub(crate) notices: Vec<(GroupId, MemberId, Notice)>,
+}
+
+impl Effects {
+    pub(super) fn notify(&mut self, group: &GroupId, member: &MemberId, notice: Notice) {
+        self.notices.push((group.clone(), member.clone(), notice));
+    }
+}
+
+/// What a member is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// All that it owns.
+    Assigned(Assignment),
+    /// It is no member any more.
+    Fenced(GroupError),
+}
+
+/// Who stores offsets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Committer {
+    /// Somebody outside the group.
+    Outside,
+    /// A member, in the epoch of the newest assignment that it knows of.
+    Member { id: MemberId, epoch: u64 },
+}
+
+/// Offsets to be stored.
+#[derive(Clone, Debug)]
+pub(crate) struct Commit {
+    pub(crate) committer: Committer,
+    pub(crate) offsets: Vec<(PartitionKey, Committed)>,
+}
+
+/// A group in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listing {
+    pub(crate) group: GroupId,
+    pub(crate) kind: StoredGroupKind,
+    pub(crate) state: &'static str,
+    pub(crate) members: usize,
+}
+
+/// All about a group but its offsets.
+#[derive(Clone, Debug)]
+pub(crate) struct Description {
+    pub(crate) listing: Listing,
+    pub(crate) epoch: u64,
+    pub(crate) assignor: String,
+    pub(crate) members: Vec<MemberView>,
+}
+
+/// The members of a group, by the protocol that they speak.
+#[derive(Debug, Default)]
+enum Members {
+    #[default]
+    None,
+    Consumer(ConsumerGroup),
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    offsets: Offsets,
+    members: Members,
+    /// The epoch when the last of its members left.
+    epoch: u64,
+    empty_since: Option<TimestampMs>,
+    /// When it is to be looked at.
+    due: Option<Duration>,
+}
+
+impl Group {
+    /// About what a group takes in memory besides its offsets and members, in bytes.
+    const SIZE: usize = 512;
+
+    fn is_void(&self) -> bool {
+        self.offsets.is_empty() && matches!(self.members, Members::None)
+    }
+
+    fn has_members(&self) -> bool {
+        !matches!(self.members, Members::None)
+    }
+
+    fn listing(&self, group: &GroupId) -> Listing {
+        let (kind, state, members) = match &self.members {
+            Members::None => (StoredGroupKind::NoKind, "EMPTY", 0),
+            Members::Consumer(members) => {
+                let kind = StoredGroupKind::ConsumerKind;
+                (kind, members.state(), members.len())
+            }
+        };
+        Listing {
+            group: group.clone(),
+            kind,
+            state,
+            members,
+        }
+    }
+
+    /// # Errors
+    /// Where its members are of another kind.
+    fn consumer(&mut self, group: &GroupId) -> Result<&mut ConsumerGroup, GroupError> {
+        let epoch = self.epoch;
+        if let Members::None = self.members {
+            self.members = Members::Consumer(ConsumerGroup::new(epoch));
+        }
+        match &mut self.members {
+            Members::Consumer(members) => Ok(members),
+            Members::None => Err(GroupError::UnknownGroup(group.clone())),
+        }
+    }
+
+    /// Whether it still uses an offset that was stored then.
+    fn keeps(&self, partition: PartitionKey, at: TimestampMs, oldest: TimestampMs) -> bool {
+        let used = match &self.members {
+            Members::Consumer(members) => members.has_owner(partition),
+            Members::None => self.empty_since.is_some_and(|since| since >= oldest),
+        };
+        used || at >= oldest
+    }
+}
+
+/// The groups of one partition.
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    limits: Limits,
+    topics: Arc<TopicsView>,
+    groups: HashMap<GroupId, Group>,
+    /// About what they take in memory.
+    bytes: usize,
+    /// When groups are to be looked at.
+    due: BTreeSet<(Duration, GroupId)>,
+    next_sweep: Duration,
+}
+
+impl Coordinator {
+    /// How often it looks for what has expired.
+    const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            topics: Arc::default(),
+            groups: HashMap::new(),
+            bytes: 0,
+            due: BTreeSet::new(),
+            next_sweep: Duration::MAX,
+        }
+    }
+
+    /// Takes in what was stored before, in its order, or in any in which the newest record of each key stands.
+    pub(crate) fn replay(&mut self, stored: Stored) {
+        match stored {
+            Stored::Offset {
+                group,
+                partition,
+                value,
+            } => self.set_offset(&group, partition, value),
+            Stored::Group { group, value } => {
+                let Some(value) = value else {
+                    self.drop_void(&group);
+                    return;
+                };
+                let known = self.group(&group);
+                known.epoch = value.epoch;
+                known.empty_since = value.empty_since;
+                match (&mut known.members, value.kind) {
+                    (Members::Consumer(members), StoredGroupKind::ConsumerKind) => {
+                        members.replay_epoch(value.epoch);
+                    }
+                    (members, StoredGroupKind::ConsumerKind) => {
+                        *members = Members::Consumer(ConsumerGroup::new(value.epoch));
+                    }
+                    (members, _) => *members = Members::None,
+                }
+            }
+            Stored::Member {
+                group,
+                member,
+                value,
+            } => {
+                if value.is_none() && !self.groups.contains_key(&group) {
+                    return;
+                }
+                let known = self.group(&group);
+                if let Ok(members) = known.consumer(&group) {
+                    let before = members.bytes();
+                    members.replay_member(member, value);
+                    let after = members.bytes();
+                    self.bytes = (self.bytes + after).saturating_sub(before);
+                }
+            }
+        }
+    }
+
+    /// Begins after the last of what was stored before.
+    pub(crate) fn begin(&mut self, now: Moment, topics: Arc<TopicsView>, effects: &mut Effects) {
+        self.topics = topics;
+        self.next_sweep = now.elapsed + Self::SWEEP_INTERVAL;
+        for group in self.groups.keys().cloned().collect::<Vec<_>>() {
+            // Nothing can be wrong with a group of another kind.
+            let _ = self.consumer_event(now, &group, effects, |members, scene| {
+                members.begin(scene);
+                Ok(())
+            });
+        }
+    }
+
+    /// When [`Coordinator::tick`] is due next.
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        let sweep = (!self.groups.is_empty()).then_some(self.next_sweep);
+        let first = self.due.first().map(|(due, _)| *due);
+        sweep.into_iter().chain(first).min()
+    }
+
+    /// Does what is due.
+    pub(crate) fn tick(&mut self, now: Moment, effects: &mut Effects) {
+        let mut late = Vec::new();
+        while let Some((due, _)) = self.due.first()
+            && *due <= now.elapsed
+        {
+            late.extend(self.due.pop_first());
+        }
+        for (_, group) in late {
+            if let Some(known) = self.groups.get_mut(&group) {
+                known.due = None;
+            }
+            let _ = self.consumer_event(now, &group, effects, |members, scene| {
+                members.tick(scene);
+                Ok(())
+            });
+        }
+        if self.next_sweep <= now.elapsed {
+            self.next_sweep = now.elapsed + Self::SWEEP_INTERVAL;
+            self.sweep(now, effects);
+        }
+    }
+
+    /// Topics came, went, or have more partitions.
+    pub(crate) fn topics_changed(
+        &mut self,
+        now: Moment,
+        topics: Arc<TopicsView>,
+        effects: &mut Effects,
+    ) {
+        let before = std::mem::replace(&mut self.topics, topics);
+        let gone = before.iter().map(|(_, topic)| topic.id);
+        let gone: HashSet<TopicId> = gone.filter(|id| !self.topics.exists(*id)).collect();
+        for group in self.groups.keys().cloned().collect::<Vec<_>>() {
+            let _ = self.consumer_event(now, &group, effects, |members, scene| {
+                members.topics_changed(scene, &gone);
+                Ok(())
+            });
+        }
+        if !gone.is_empty() {
+            self.forget_offsets(effects, |_, partition, _| gone.contains(&partition.topic));
+        }
+    }
+
+    /// A member joins a group, or goes on after its connection broke. A notice tells what it owns.
+    ///
+    /// # Errors
+    /// Where it wants what is not given, or is not known any more.
+    pub(crate) fn join(
+        &mut self,
+        now: Moment,
+        group: &GroupId,
+        join: Join,
+        effects: &mut Effects,
+    ) -> Result<(), GroupError> {
+        if join.epoch > 0 && !self.groups.contains_key(group) {
+            return Err(GroupError::UnknownMember(join.member));
+        }
+        self.check_room(group)?;
+        self.group(group).consumer(group)?;
+        self.consumer_event(now, group, effects, |members, scene| {
+            members.join(scene, join)
+        })
+    }
+
+    /// A member gives a sign of life.
+    ///
+    /// # Errors
+    /// Where it is not known.
+    pub(crate) fn heartbeat(
+        &mut self,
+        now: Moment,
+        group: &GroupId,
+        member: &MemberId,
+    ) -> Result<(), GroupError> {
+        match self.groups.get_mut(group).map(|group| &mut group.members) {
+            Some(Members::Consumer(members)) => members.heartbeat(now, member),
+            _ => Err(GroupError::UnknownMember(member.clone())),
+        }
+    }
+
+    /// A member has let go of partitions, as it was asked to in some epoch up to this one.
+    ///
+    /// # Errors
+    /// Where it is not known.
+    pub(crate) fn release(
+        &mut self,
+        now: Moment,
+        group: &GroupId,
+        (member, epoch): (&MemberId, u64),
+        partitions: &[PartitionKey],
+        effects: &mut Effects,
+    ) -> Result<(), GroupError> {
+        self.consumer_event(now, group, effects, |members, scene| {
+            members.release(scene, member, epoch, partitions)
+        })
+    }
+
+    /// A member leaves.
+    ///
+    /// # Errors
+    /// Where it is not known.
+    pub(crate) fn leave(
+        &mut self,
+        now: Moment,
+        group: &GroupId,
+        member: &MemberId,
+        effects: &mut Effects,
+    ) -> Result<(), GroupError> {
+        self.consumer_event(now, group, effects, |members, scene| {
+            members.leave(scene, member)
+        })
+    }
+
+    /// Stores offsets. Answers with those that were refused.
+    ///
+    /// # Errors
+    /// Where none was stored.
+    pub(crate) fn commit(
+        &mut self,
+        now: Moment,
+        group: &GroupId,
+        commit: Commit,
+        effects: &mut Effects,
+    ) -> Result<Vec<(PartitionKey, GroupError)>, GroupError> {
+        match &commit.committer {
+            Committer::Outside if self.groups.get(group).is_some_and(Group::has_members) => {
+                return Err(GroupError::HasMembers(group.clone()));
+            }
+            Committer::Outside => {}
+            Committer::Member { id, .. } => self.heartbeat(now, group, id)?,
+        }
+        self.check_room(group)?;
+        let mut refused = Vec::new();
+        for (partition, mut value) in commit.offsets {
+            let checked = value.check();
+            let checked =
+                checked.and_then(|()| self.check_owned(group, &commit.committer, partition));
+            match checked {
+                Ok(()) => {
+                    value.at = now.wall;
+                    self.store_offset(group, partition, Some(value), effects);
+                }
+                Err(error) => refused.push((partition, error)),
+            }
+        }
+        Ok(refused)
+    }
+
+    fn check_owned(
+        &self,
+        group: &GroupId,
+        committer: &Committer,
+        partition: PartitionKey,
+    ) -> Result<(), GroupError> {
+        let Committer::Member { id, epoch } = committer else {
+            return Ok(());
+        };
+        match self.groups.get(group).map(|group| &group.members) {
+            Some(Members::Consumer(members)) => members.check_commit(id, *epoch, partition),
+            _ => Err(GroupError::UnknownMember(id.clone())),
+        }
+    }
+
+    /// The offsets stored for these partitions, or for all.
+    pub(crate) fn fetch(
+        &self,
+        group: &GroupId,
+        partitions: Option<&[PartitionKey]>,
+    ) -> Vec<(PartitionKey, Committed)> {
+        let Some(group) = self.groups.get(group) else {
+            return Vec::new();
+        };
+        let found = |(partition, value): (PartitionKey, &Committed)| (partition, value.clone());
+        match partitions {
+            None => group.offsets.iter().map(found).collect(),
+            Some(partitions) => partitions
+                .iter()
+                .filter_map(|partition| Some((*partition, group.offsets.get(*partition)?)))
+                .map(found)
+                .collect(),
+        }
+    }
+
+    /// Forgets offsets of a group without members.
+    ///
+    /// # Errors
+    /// Where there is no such group, or it has members.
+    pub(crate) fn delete_offsets(
+        &mut self,
+        group: &GroupId,
+        partitions: &[PartitionKey],
+        effects: &mut Effects,
+    ) -> Result<(), GroupError> {
+        let known = self.without_members(group)?;
+        let stored = partitions.iter().copied();
+        let stored: Vec<_> = stored
+            .filter(|partition| known.offsets.get(*partition).is_some())
+            .collect();
+        for partition in stored {
+            self.store_offset(group, partition, None, effects);
+        }
+        Ok(())
+    }
+
+    /// Forgets a group without members.
+    ///
+    /// # Errors
+    /// Where there is no such group, or it has members.
+    pub(crate) fn delete(
+        &mut self,
+        group: &GroupId,
+        effects: &mut Effects,
+    ) -> Result<(), GroupError> {
+        let offsets = self.without_members(group)?.offsets.iter();
+        let stored: Vec<_> = offsets.map(|(partition, _)| partition).collect();
+        for partition in stored {
+            self.store_offset(group, partition, None, effects);
+        }
+        Ok(())
+    }
+
+    /// All groups.
+    pub(crate) fn list(&self) -> Vec<Listing> {
+        let groups = self.groups.iter();
+        groups.map(|(name, group)| group.listing(name)).collect()
+    }
+
+    /// # Errors
+    /// Where there is no such group.
+    pub(crate) fn describe(&self, group: &GroupId) -> Result<Description, GroupError> {
+        let known = self.existing(group)?;
+        let (epoch, assignor, members) = match &known.members {
+            Members::None => (known.epoch, String::new(), Vec::new()),
+            Members::Consumer(members) => {
+                let assignor = members.assignor().to_string();
+                (members.epoch(), assignor, members.members().collect())
+            }
+        };
+        Ok(Description {
+            listing: known.listing(group),
+            epoch,
+            assignor,
+            members,
+        })
+    }
+
+    fn existing(&self, group: &GroupId) -> Result<&Group, GroupError> {
+        let known = self.groups.get(group);
+        known.ok_or_else(|| GroupError::UnknownGroup(group.clone()))
+    }
+
+    fn without_members(&self, group: &GroupId) -> Result<&Group, GroupError> {
+        match self.existing(group)? {
+            known if known.has_members() => Err(GroupError::HasMembers(group.clone())),
+            known => Ok(known),
+        }
+    }
+
+    /// # Errors
+    /// Where nothing more is taken in of a group.
+    fn check_room(&self, group: &GroupId) -> Result<(), GroupError> {
+        let known = self.groups.contains_key(group);
+        if !known && self.groups.len() >= self.limits.groups {
+            return Err(GroupError::Full {
+                what: "the number of groups",
+                most: self.limits.groups,
+            });
+        }
+        if self.bytes >= self.limits.bytes {
+            return Err(GroupError::Full {
+                what: "the bytes of groups",
+                most: self.limits.bytes,
+            });
+        }
+        Ok(())
+    }
+
+    /// The group of a name, which begins where there is none.
+    fn group(&mut self, group: &GroupId) -> &mut Group {
+        self.groups.entry(group.clone()).or_insert_with(|| {
+            self.bytes += Group::SIZE;
+            Group::default()
+        })
+    }
+
+    /// Lets something happen to the members of a group.
+    ///
+    /// # Errors
+    /// Where there are none of this kind, or what happens is refused.
+    fn consumer_event<T>(
+        &mut self,
+        now: Moment,
+        group: &GroupId,
+        effects: &mut Effects,
+        event: impl FnOnce(&mut ConsumerGroup, &mut Scene<'_>) -> Result<T, GroupError>,
+    ) -> Result<T, GroupError> {
+        let known = self.groups.get_mut(group);
+        let known = known.ok_or_else(|| GroupError::UnknownGroup(group.clone()))?;
+        let Members::Consumer(members) = &mut known.members else {
+            return Err(GroupError::UnknownGroup(group.clone()));
+        };
+        let (epoch, bytes, had) = (members.epoch(), members.bytes(), members.len());
+        let mut scene = Scene {
+            group,
+            now,
+            topics: &self.topics,
+            effects,
+        };
+        let answer = event(members, &mut scene);
+        self.bytes = (self.bytes + members.bytes()).saturating_sub(bytes);
+        let (changed, next) = (members.epoch() != epoch, members.deadline());
+        known.epoch = members.epoch();
+        if members.len() == 0 {
+            known.members = Members::None;
+            if had > 0 {
+                known.empty_since = Some(now.wall);
+                self.store_group(group, effects);
+                self.end_void(group, effects);
+            } else {
+                self.drop_void(group);
+            }
+        } else {
+            if changed {
+                known.empty_since = None;
+                self.store_group(group, effects);
+            }
+            self.arm(group, next);
+        }
+        answer
+    }
+
+    /// Sees to it that the group is looked at then, or before.
+    fn arm(&mut self, group: &GroupId, next: Option<Duration>) {
+        let (Some(known), Some(next)) = (self.groups.get_mut(group), next) else {
+            return;
+        };
+        if known.due.is_none_or(|due| next < due) {
+            if let Some(due) = known.due.replace(next) {
+                self.due.remove(&(due, group.clone()));
+            }
+            self.due.insert((next, group.clone()));
+        }
+    }
+
+    fn store_group(&mut self, group: &GroupId, effects: &mut Effects) {
+        let Some(known) = self.groups.get(group) else {
+            return;
+        };
+        effects.records.push(Stored::Group {
+            group: group.clone(),
+            value: Some(StoredGroup {
+                kind: known.listing(group).kind,
+                epoch: known.epoch,
+                empty_since: known.empty_since,
+            }),
+        });
+    }
+
+    fn store_offset(
+        &mut self,
+        group: &GroupId,
+        partition: PartitionKey,
+        value: Option<Committed>,
+        effects: &mut Effects,
+    ) {
+        effects.records.push(Stored::Offset {
+            group: group.clone(),
+            partition,
+            value: value.clone(),
+        });
+        let known = self.groups.get(group);
+        let epoch = known.map_or(0, |known| known.epoch);
+        self.set_offset(group, partition, value);
+        if epoch > 0 && !self.groups.contains_key(group) {
+            effects.records.push(Stored::Group {
+                group: group.clone(),
+                value: None,
+            });
+        }
+    }
+
+    fn set_offset(&mut self, group: &GroupId, partition: PartitionKey, value: Option<Committed>) {
+        if value.is_none() && !self.groups.contains_key(group) {
+            return;
+        }
+        let forgets = value.is_none();
+        let (grown, shrunk) = self.group(group).offsets.set(partition, value);
+        self.bytes = (self.bytes + grown).saturating_sub(shrunk);
+        if forgets {
+            self.drop_void(group);
+        }
+    }
+
+    /// Forgets a group of which nothing is left, in what is stored too.
+    fn end_void(&mut self, group: &GroupId, effects: &mut Effects) {
+        self.drop_void(group);
+        if !self.groups.contains_key(group) {
+            effects.records.push(Stored::Group {
+                group: group.clone(),
+                value: None,
+            });
+        }
+    }
+
+    fn drop_void(&mut self, group: &GroupId) {
+        if self.groups.get(group).is_some_and(Group::is_void)
+            && let Some(gone) = self.groups.remove(group)
+        {
+            self.bytes = self.bytes.saturating_sub(Group::SIZE);
+            if let Some(due) = gone.due {
+                self.due.remove(&(due, group.clone()));
+            }
+        }
+    }
+
+    /// Forgets what is older than offsets are kept.
+    fn sweep(&mut self, now: Moment, effects: &mut Effects) {
+        let retention = i64::try_from(self.limits.offsets_retention.as_millis());
+        let oldest = now.wall.get().saturating_sub(retention.unwrap_or(i64::MAX));
+        let oldest = TimestampMs::new(oldest);
+        self.forget_offsets(effects, |group, partition, value| {
+            !group.keeps(partition, value.at, oldest)
+        });
+    }
+
+    fn forget_offsets(
+        &mut self,
+        effects: &mut Effects,
+        is_over: impl Fn(&Group, PartitionKey, &Committed) -> bool,
+    ) {
+        let mut over = Vec::new();
+        for (name, group) in &self.groups {
+            let stored = group.offsets.iter();
+            let old = stored.filter(|(partition, value)| is_over(group, *partition, value));
+            over.extend(old.map(|(partition, _)| (name.clone(), partition)));
+        }
+        for (group, partition) in over {
+            self.store_offset(&group, partition, None, effects);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
