@@ -83,7 +83,10 @@ fn an_emptied_batch_still_tells_its_offsets_and_its_producer() {
             before.header().last_sequence()
         );
         assert_eq!(records(&read), []);
-        assert_eq!(read.retain(|_| true).unwrap(), Retained::All(Kept::default()));
+        assert_eq!(
+            read.retain(|_| true).unwrap(),
+            Retained::All(Kept::default())
+        );
         read.visit(|_| panic!("it has no record")).unwrap();
         assert!(read.bytes().len() < 62);
     }

@@ -112,7 +112,11 @@ impl BatchHeader {
         };
         if self.record_count > self.last_offset_delta + 1 {
             let found = self.record_count.into();
-            return bad("record count", found, "no more than the batch takes offsets");
+            return bad(
+                "record count",
+                found,
+                "no more than the batch takes offsets",
+            );
         }
         if self.next_offset().get() > i64::MAX as u64 {
             let found = self.base_offset.get() as i64;

@@ -85,7 +85,12 @@ impl<'a> RawRecord<'a> {
     /// The offset delta, where it is the one that is due: `due` itself in a batch without holes, else that or a later one up to
     /// `last`.
     #[inline(always)]
-    pub(super) fn check_delta(&self, due: u32, last: u32, holes: bool) -> Result<u32, RecordProblem> {
+    pub(super) fn check_delta(
+        &self,
+        due: u32,
+        last: u32,
+        holes: bool,
+    ) -> Result<u32, RecordProblem> {
         let found = self.offset_delta;
         match u32::try_from(found) {
             Ok(delta) if delta == due || (holes && delta > due && delta <= last) => Ok(delta),
