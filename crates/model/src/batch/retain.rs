@@ -15,7 +15,7 @@ pub struct RecordView<'a> {
     pub offset: Offset,
     /// Its key.
     pub key: Option<&'a [u8]>,
-    /// Whether it says that there is nothing of its key any more.
+    /// Whether it says that there is nothing of its key any more: a key without a value.
     pub is_tombstone: bool,
 }
 
@@ -24,7 +24,7 @@ pub struct RecordView<'a> {
 pub struct Kept {
     /// All that stayed.
     pub records: u32,
-    /// Those without a value.
+    /// Those that say so of their key.
     pub tombstones: u32,
 }
 
@@ -179,7 +179,7 @@ impl RecordBatch {
             let view = RecordView {
                 offset: header.base_offset.plus(delta.into()),
                 key: raw.key,
-                is_tombstone: raw.value.is_none(),
+                is_tombstone: raw.key.is_some() && raw.value.is_none(),
             };
             visit(view, timestamp, start..plain.len() - rest.len());
         }

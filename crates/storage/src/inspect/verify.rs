@@ -13,7 +13,7 @@ use super::{batches, damaged, io_error, read};
 use crate::{
     OpenError,
     io::{Disk, OpenMode, SystemClock, read_whole},
-    log::{BLOCK_BYTES, PartitionState, Seal, SegmentState, segment_path},
+    log::{BLOCK_BYTES, PartitionState, Seal, SegmentState},
     store::{LOCK_FILE, partition_dir, read_format, read_peers, read_raft_state},
     wal::{Lsn, RecordKind, ReplayedRecord, UnrecoveredWal, WalConfig},
 };
@@ -188,7 +188,7 @@ impl VerifyReport {
         dir: &Path,
         segment: &SegmentState,
     ) -> Result<(), OpenError> {
-        let path = segment_path(dir, segment.base, segment.first.term, "log");
+        let path = segment.path(dir, "log");
         if segment.sealed {
             check_seal(disk, &path, segment)?;
         }
@@ -200,7 +200,12 @@ impl VerifyReport {
         })?;
         self.batches += count;
         self.bytes += segment.bytes;
-        if (first.unwrap_or(segment.base), next) == (segment.base, segment.next_offset) {
+        // Compaction takes batches away, but never the one that reaches the end.
+        let first = match segment.generation {
+            0 => first.unwrap_or(segment.base),
+            _ => segment.base,
+        };
+        if (first, next) == (segment.base, segment.next_offset) {
             return Ok(());
         }
         let (base, due) = (segment.base, segment.next_offset);

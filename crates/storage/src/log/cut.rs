@@ -81,7 +81,11 @@ impl PartitionLog {
             .map_err(|error| self.append_error(error))?;
         inner.recent.retain(|entry| entry.id.index > upto.index);
         let record = self.record(RecordKind::Purge, upto, next_offset, Default::default());
-        self.submit_cut(&mut inner, record, &gone)
+        self.submit_cut(&mut inner, record, &gone)?;
+        if inner.core.config.cleanup.compact {
+            self.context.wake_compactor();
+        }
+        Ok(())
     }
 
     /// Makes `before` the first offset served, and deletes the closed segments that lie wholly below it.
@@ -123,7 +127,7 @@ impl PartitionLog {
 }
 
 /// A segment's file and those beside it.
-fn files_of(segments: &[Arc<Segment>]) -> Vec<PathBuf> {
+pub(super) fn files_of(segments: &[Arc<Segment>]) -> Vec<PathBuf> {
     let beside = ["log", "index", "producers", "seal"];
     segments
         .iter()

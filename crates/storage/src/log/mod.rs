@@ -2,6 +2,7 @@
 
 mod active;
 mod append;
+mod compact;
 mod core;
 mod cut;
 mod error;
@@ -15,6 +16,7 @@ mod scan;
 mod seal;
 mod segment;
 mod state;
+mod switch;
 mod types;
 
 use std::{
@@ -38,13 +40,13 @@ pub use self::{
 };
 pub(crate) use self::{
     append::is_full,
+    compact::{Pass, PassError, Plan},
     index::{ENTRY_LEN, decode as decode_index_entry},
     maintain::Captured,
     producers::ProducerTable,
     recover::RecoveringLog,
     seal::{BLOCK_BYTES, Seal},
     segment::Segment,
-    segment::segment_path,
     state::PartitionState,
     state::SegmentState,
 };

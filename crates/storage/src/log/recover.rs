@@ -20,7 +20,7 @@ use super::{
     index::{IndexEntry, SparseIndex},
     raft_map::RaftMap,
     seal::Seal,
-    segment::{Segment, SegmentError, segment_path},
+    segment::{Segment, SegmentError},
     state::{PartitionState, SegmentState},
     types::{Control, ControlKind},
 };
@@ -81,6 +81,7 @@ impl RecoveringLog {
         core.last_purged = state.last_purged;
         core.last = state.last;
         core.vote = state.vote;
+        core.compacted_to = state.compacted_to;
         core.raft = Arc::new(RaftMap::from_parts(state.terms, state.controls));
         self.applied = (state.applied, state.membership);
         self.lsn = state.lsn;
@@ -113,8 +114,8 @@ impl RecoveringLog {
     }
 
     fn load_sealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {
-        let (disk, dir, term) = (&*self.core.disk, &self.core.dir, state.first.term);
-        let path = segment_path(dir, state.base, term, "seal");
+        let (disk, dir) = (&*self.core.disk, &self.core.dir);
+        let path = state.path(dir, "seal");
         let seal = read_whole(disk, &path).map_err(|error| (path.clone(), error.to_string()))?;
         let seal = Seal::decode(&seal).map_err(|detail| (path.clone(), detail.to_owned()))?;
         if (seal.base, seal.next_offset, seal.data_bytes)
@@ -122,12 +123,12 @@ impl RecoveringLog {
         {
             return Err((path, "the seal is another segment's".to_owned()));
         }
-        Segment::open_sealed(disk, dir, (term, state.created), seal)
+        Segment::open_sealed(disk, dir, state, seal)
             .map_err(|error| (path.with_extension("log"), error.to_string()))
     }
 
     fn load_unsealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {
-        let path = segment_path(&self.core.dir, state.base, state.first.term, "log");
+        let path = state.path(&self.core.dir, "log");
         let opened = self
             .core
             .disk
@@ -530,7 +531,10 @@ pub(super) fn check_unsealed(
 const CHECK_INDEX_INTERVAL: u64 = 16 << 10;
 
 /// The whole batches at the front of a window, CRC checked; where there is none, the bytes that the first one needs.
-fn whole_batches(window: &Bytes, position: u64) -> Result<(Vec<RecordBatch>, usize), SegmentError> {
+pub(super) fn whole_batches(
+    window: &Bytes,
+    position: u64,
+) -> Result<(Vec<RecordBatch>, usize), SegmentError> {
     use quipu_model::batch::BatchHeader;
     let (mut batches, mut at) = (Vec::new(), 0);
     let rot = |at: usize, detail: String| SegmentError::Rot {

@@ -18,6 +18,7 @@ use super::{
     index::{ENTRY_LEN, IndexEntry, SparseIndex, UNKNOWN_RAFT_INDEX},
     scan::Scan,
     seal::{BLOCK_BYTES, Seal},
+    state::{Compacted, SegmentState},
 };
 use crate::io::{Disk, DiskFile, OpenMode};
 
@@ -46,17 +47,34 @@ pub(crate) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -
     dir.join(format!("{:020}-{}.{ending}", base.get(), term))
 }
 
+/// The same of a segment that compaction has written anew `generation` times: the checkpoint before may still name the one
+/// before.
+pub(crate) fn generation_path(
+    dir: &Path,
+    (base, term): (Offset, Term),
+    generation: u32,
+    ending: &str,
+) -> PathBuf {
+    if generation == 0 {
+        return segment_path(dir, base, term, ending);
+    }
+    dir.join(format!("{:020}-{term}-{generation}.{ending}", base.get()))
+}
+
 /// A segment as readers see it. All below `len` is written and never changes.
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(super) base: Offset,
     /// The term of the first batch.
     pub(super) term: Term,
-    /// The Raft index of the first batch.
+    /// The Raft index of the first batch, as it was appended.
     pub(super) first_index: RaftIndex,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) created: TimestampMs,
+    /// How often compaction has written it anew.
+    pub(super) generation: u32,
+    compacted: Mutex<Option<Compacted>>,
     len: AtomicU64,
     next_offset: AtomicU64,
     newest: AtomicI64,
@@ -74,6 +92,16 @@ impl Segment {
         (path, file): (PathBuf, Arc<dyn DiskFile>),
         created: TimestampMs,
     ) -> Self {
+        Self::rewritten((base, first), (path, file), created, 0)
+    }
+
+    /// The same of a segment's next generation.
+    pub(super) fn rewritten(
+        (base, first): (Offset, LogId),
+        (path, file): (PathBuf, Arc<dyn DiskFile>),
+        created: TimestampMs,
+        generation: u32,
+    ) -> Self {
         Self {
             base,
             term: first.term,
@@ -81,6 +109,8 @@ impl Segment {
             path,
             file,
             created,
+            generation,
+            compacted: Mutex::new(None),
             len: AtomicU64::new(0),
             next_offset: AtomicU64::new(base.get()),
             newest: AtomicI64::new(TimestampMs::NONE.get()),
@@ -95,25 +125,21 @@ impl Segment {
     pub(super) fn open_sealed(
         disk: &dyn Disk,
         dir: &Path,
-        (term, created): (Term, TimestampMs),
+        state: &SegmentState,
         seal: Seal,
     ) -> io::Result<Self> {
-        let path = segment_path(dir, seal.base, term, "log");
+        let path = state.path(dir, "log");
         let file = disk.open(&path, OpenMode::Read)?;
         if file.len()? < seal.data_bytes {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let segment = Self::new(
-            (
-                seal.base,
-                LogId {
-                    term,
-                    index: seal.first_index,
-                },
-            ),
-            (path, file),
-            created,
-        );
+        let first = LogId {
+            term: state.first.term,
+            index: seal.first_index,
+        };
+        let (created, generation) = (state.created, state.generation);
+        let segment = Self::rewritten((seal.base, first), (path, file), created, generation);
+        *segment.compacted.lock() = state.compacted;
         segment.publish(seal.data_bytes, seal.next_offset, seal.newest);
         *segment.index.write() = None;
         let _ = segment.seal.set(seal);
@@ -149,6 +175,14 @@ impl Segment {
         index.truncate_at(position);
         *segment.index.write() = Some(index);
         Ok(segment)
+    }
+
+    pub(super) fn compacted(&self) -> Option<Compacted> {
+        *self.compacted.lock()
+    }
+
+    pub(super) fn note_compacted(&self, compacted: Compacted) {
+        *self.compacted.lock() = Some(compacted);
     }
 
     /// Whether the last checkpoint may name this segment as it was before it was cut: it is not to be sealed then, since the
@@ -248,8 +282,13 @@ impl Segment {
     /// Checks a sealed segment's blocks from `position`, where one begins, for about `len` bytes, without mapping them; how
     /// many bytes that were.
     pub(super) fn scrub(&self, position: u64, len: usize) -> Result<usize, SegmentError> {
+        self.copied(position, len).map(|bytes| bytes.len())
+    }
+
+    /// The bytes of a sealed segment from `position` on, up to the end of a block: about `len`, checked, copied and not mapped.
+    pub(super) fn copied(&self, position: u64, len: usize) -> Result<Bytes, SegmentError> {
         let Some(seal) = self.seal.get() else {
-            return Ok(0);
+            return Ok(Bytes::new());
         };
         let range = seal.blocks_around(Position::new(position), len);
         let mut blocks = vec![0; range.end.saturating_sub(range.start) as usize];
@@ -260,7 +299,7 @@ impl Segment {
                 detail: format!("it can't be read: {error}"),
             })?;
         self.check_blocks(seal, range.start, &blocks)?;
-        Ok(blocks.len())
+        Ok(Bytes::from(blocks).slice((position - range.start) as usize..))
     }
 
     fn check_blocks(&self, seal: &Seal, start: u64, blocks: &[u8]) -> Result<(), SegmentError> {
@@ -355,7 +394,6 @@ impl Segment {
     pub(super) fn seal(
         &self,
         disk: &dyn Disk,
-        dir: &Path,
         producers: Option<&[u8]>,
         block_crcs: Option<&[u32]>,
     ) -> io::Result<()> {
@@ -378,23 +416,15 @@ impl Segment {
                 None => self.block_crcs()?,
             },
         };
-        crate::io::write_whole(
-            disk,
-            &segment_path(dir, self.base, self.term, "index"),
-            &index,
-        )?;
-        let snapshot = segment_path(dir, self.base, self.term, "producers");
+        crate::io::write_whole(disk, &self.path.with_extension("index"), &index)?;
+        let snapshot = self.path.with_extension("producers");
         match producers {
             Some(producers) => crate::io::write_whole(disk, &snapshot, producers)?,
             // One from before the segment was cut would tell of batches that are gone.
             None if disk.exists(&snapshot) => disk.remove_file(&snapshot)?,
             None => {}
         }
-        crate::io::replace_file(
-            disk,
-            &segment_path(dir, self.base, self.term, "seal"),
-            &seal.encode(),
-        )?;
+        crate::io::replace_file(disk, &self.path.with_extension("seal"), &seal.encode())?;
         let _ = self.seal.set(seal);
         self.load_index(disk);
         self.file

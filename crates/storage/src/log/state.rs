@@ -8,18 +8,37 @@
 //! | terms: count u32, each term u64, first index u64
 //! | controls: count u32, each index u64, kind u8, length u32, bytes
 //! | segments: count u32, each base u64, next offset u64, first batch's term u64 and Raft index u64, sealed u8, bytes u64,
-//!   created i64
+//!   created i64, generation u32, compacted: 1 byte (0 or 1), at i64, tombstones u64
+//! | compacted up to u64
 //! ```
+//!
+//! In format 1 there was no compaction: neither the segments' generation and what follows it, nor the last offset.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use bytes::{Buf, BufMut, Bytes, TryGetError};
 use quipu_model::{
     LogId, NodeId, Offset, PartitionId, PartitionKey, RaftIndex, Term, TimestampMs, TopicId, Vote,
 };
 
-use super::types::{Control, ControlKind};
+use super::{
+    segment::generation_path,
+    types::{Control, ControlKind},
+};
 use crate::wal::Lsn;
+
+/// What compaction knows of a segment in which, and before which, it has left only the newest record of each key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Compacted {
+    /// When that was first so: from then on, nobody who reads from the start needs the tombstones for longer than
+    /// `delete.retention.ms`.
+    pub(crate) at: TimestampMs,
+    /// How many tombstones there are still.
+    pub(crate) tombstones: u64,
+}
 
 /// A segment as a checkpoint found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +50,16 @@ pub(crate) struct SegmentState {
     pub(crate) sealed: bool,
     pub(crate) bytes: u64,
     pub(crate) created: TimestampMs,
+    /// How often compaction has written it anew: a part of its files' names.
+    pub(crate) generation: u32,
+    pub(crate) compacted: Option<Compacted>,
+}
+
+impl SegmentState {
+    /// The path of its file with an ending: see [`generation_path`].
+    pub(crate) fn path(&self, dir: &Path, ending: &str) -> PathBuf {
+        generation_path(dir, (self.base, self.first.term), self.generation, ending)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,6 +78,8 @@ pub(crate) struct PartitionState {
     pub(crate) terms: Vec<(Term, RaftIndex)>,
     pub(crate) controls: BTreeMap<RaftIndex, Control>,
     pub(crate) segments: Vec<SegmentState>,
+    /// See [`super::core::LogCore`].
+    pub(crate) compacted_to: Offset,
 }
 
 impl PartitionState {
@@ -92,11 +123,19 @@ impl PartitionState {
             out.put_u8(u8::from(segment.sealed));
             out.put_u64_le(segment.bytes);
             out.put_i64_le(segment.created.get());
+            out.put_u32_le(segment.generation);
+            out.put_u8(u8::from(segment.compacted.is_some()));
+            let (at, tombstones) = segment.compacted.map_or((0, 0), |compacted| {
+                (compacted.at.get(), compacted.tombstones)
+            });
+            out.put_i64_le(at);
+            out.put_u64_le(tombstones);
         }
+        out.put_u64_le(self.compacted_to.get());
     }
 
-    /// Takes one state off the front of `bytes`, which a checksum has vouched for.
-    pub(crate) fn decode(bytes: &mut Bytes) -> Result<Self, TryGetError> {
+    /// Takes one state of a format up to the newest off the front of `bytes`, which a checksum has vouched for.
+    pub(crate) fn decode(bytes: &mut Bytes, format: u32) -> Result<Self, TryGetError> {
         let mut topic = [0; 16];
         bytes.try_copy_to_slice(&mut topic)?;
         let partition = PartitionId::new(bytes.try_get_u32_le()?);
@@ -142,17 +181,36 @@ impl PartitionState {
             );
         }
         for _ in 0..bytes.try_get_u32_le()? {
-            state.segments.push(SegmentState {
-                base: Offset::new(bytes.try_get_u64_le()?),
-                next_offset: Offset::new(bytes.try_get_u64_le()?),
-                first: LogId::new(bytes.try_get_u64_le()?, bytes.try_get_u64_le()?),
-                sealed: bytes.try_get_u8()? == 1,
-                bytes: bytes.try_get_u64_le()?,
-                created: TimestampMs::new(bytes.try_get_i64_le()?),
-            });
+            state.segments.push(get_segment(bytes, format)?);
+        }
+        if format > 1 {
+            state.compacted_to = Offset::new(bytes.try_get_u64_le()?);
         }
         Ok(state)
     }
+}
+
+fn get_segment(bytes: &mut Bytes, format: u32) -> Result<SegmentState, TryGetError> {
+    let mut segment = SegmentState {
+        base: Offset::new(bytes.try_get_u64_le()?),
+        next_offset: Offset::new(bytes.try_get_u64_le()?),
+        first: LogId::new(bytes.try_get_u64_le()?, bytes.try_get_u64_le()?),
+        sealed: bytes.try_get_u8()? == 1,
+        bytes: bytes.try_get_u64_le()?,
+        created: TimestampMs::new(bytes.try_get_i64_le()?),
+        generation: 0,
+        compacted: None,
+    };
+    if format > 1 {
+        segment.generation = bytes.try_get_u32_le()?;
+        let is_compacted = bytes.try_get_u8()? == 1;
+        let compacted = Compacted {
+            at: TimestampMs::new(bytes.try_get_i64_le()?),
+            tombstones: bytes.try_get_u64_le()?,
+        };
+        segment.compacted = is_compacted.then_some(compacted);
+    }
+    Ok(segment)
 }
 
 fn put_log_id(out: &mut Vec<u8>, id: Option<LogId>) {

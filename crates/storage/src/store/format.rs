@@ -22,6 +22,8 @@ use crate::{
 pub(crate) const FORMAT_FILE: &str = "FORMAT";
 pub(crate) const RAFT_STATE_FILE: &str = "raft-state";
 const FORMAT: u32 = 1;
+/// Format 2 knows of compaction.
+const STATE_FORMAT: u32 = 2;
 const MAGIC: &[u8; 8] = b"QUIPURST";
 
 /// Writes a new directory's format file; gives the directory's id.
@@ -76,7 +78,7 @@ pub(crate) fn read_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
 pub(super) fn write_raft_state(disk: &dyn Disk, lsn: Lsn, states: &[Bytes]) -> std::io::Result<()> {
     let mut out = Vec::with_capacity(28 + states.iter().map(Bytes::len).sum::<usize>());
     out.put_slice(MAGIC);
-    out.put_u32_le(FORMAT);
+    out.put_u32_le(STATE_FORMAT);
     out.put_u64_le(lsn.get());
     out.put_u32_le(states.len() as u32);
     for state in states {
@@ -120,17 +122,17 @@ pub(crate) fn read_raft_state_at(
         return Err(damaged("it is not a state file"));
     }
     let found = rest.get_u32_le();
-    if found > FORMAT {
+    if found > STATE_FORMAT {
         return Err(OpenError::NewerFormat {
             path: file.into(),
             found,
-            supported: FORMAT,
+            supported: STATE_FORMAT,
         });
     }
     let lsn = Lsn::new(rest.get_u64_le());
     let count = rest.get_u32_le();
     let states = (0..count)
-        .map(|_| PartitionState::decode(&mut rest))
+        .map(|_| PartitionState::decode(&mut rest, found))
         .collect::<Result<_, _>>();
     Ok((
         lsn,
