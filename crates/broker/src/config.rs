@@ -36,10 +36,11 @@ pub struct BrokerConfig {
     pub http_listen: SocketAddr,
     /// `host:port` under which clients reach the gRPC listener; `None`: the listener's own address.
     pub advertised_grpc: Option<String>,
-    /// The most bytes that requests in flight may hold: half for what producers sent, half for what consumers are sent.
+    /// The most bytes that requests of clients in flight may hold: half for what producers sent, half for what consumers are
+    /// sent. Beside it, what is under way to and from other brokers may hold an eighth of it for each of them.
     pub memory_bytes: usize,
-    /// The most gRPC connections that are served at a time. The requests of others are refused as overload, which can be
-    /// retried.
+    /// The most gRPC connections of clients that are served at a time. The requests of others are refused as overload, which
+    /// can be retried. Connections of other brokers do not count.
     pub max_connections: usize,
     /// How long requests in flight are waited for at shutdown.
     pub shutdown_grace: Duration,

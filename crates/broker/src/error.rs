@@ -28,6 +28,7 @@ pub enum Reason {
     TimedOut,
     InternalTopic,
     Internal,
+    NodeRemoved,
 }
 
 impl Reason {

@@ -55,6 +55,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> TextReply {
     let running = topics.values().flat_map(|topic| topic.running());
     core.metrics
         .count_partitions(running.map(|running| &running.partition));
+    core.standing.look(core);
     let mut body = String::new();
     match text::encode(&mut body, &shared.registry.lock()) {
         Ok(()) => reply(
@@ -89,6 +90,8 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> TextReply {
         Some("shutting down".to_owned())
     } else if let Some(failure) = core.store.failure() {
         Some(failure.to_string())
+    } else if *core.removed.borrow() {
+        Some("the node was removed from the cluster: it may be shut down".to_owned())
     } else if core.metadata_leader().is_none() {
         Some("the metadata partition has no known leader".to_owned())
     } else if !*core.ready.borrow() {

@@ -17,6 +17,7 @@ mod node;
 mod partitions;
 mod peer;
 mod retention;
+mod standing;
 mod startup;
 
 pub use config::{BrokerConfig, Membership};

@@ -23,10 +23,11 @@ use crate::{
     error::NodeFailure,
     grpc, http,
     memory::MemoryBudget,
-    metadata::{METADATA_KEY, Metadata},
+    metadata::Metadata,
     metrics::Metrics,
-    partitions::PartitionTable,
-    peer::PeerLinks,
+    partitions::{PartitionTable, stop_partitions},
+    peer::{self, PeerLinks},
+    standing::Standing,
     startup::{Place, StartError, Startup},
 };
 
@@ -80,7 +81,8 @@ impl Broker {
         let mut registry = Registry::with_prefix("quipu");
         store.register_metrics(&mut registry);
         let metrics = Metrics::new(&mut registry);
-        let links = PeerLinks::new(config.node_id);
+        let standing = Standing::new(&mut registry);
+        let links = PeerLinks::new(config.node_id, peer::lane_bytes(config.memory_bytes));
         let transport: Arc<dyn Transport> = Arc::clone(&links) as _;
         let replicator = Replicator::new(config.node_id, Arc::clone(&store), transport);
         replicator.register_metrics(&mut registry);
@@ -88,6 +90,7 @@ impl Broker {
         let book = AddressBook::new(config.node_id, &place.voters, Arc::clone(&metadata));
         let book = Arc::new(book);
         let linked = watch::Sender::default();
+        let stop = CancellationToken::new();
         let core = Arc::new(Core {
             node: config.node_id,
             store,
@@ -99,10 +102,14 @@ impl Broker {
             linked: linked.subscribe(),
             controller: OnceLock::new(),
             ready: watch::Sender::new(false),
+            replicator: replicator.clone(),
             metrics,
+            standing,
             produce_memory: MemoryBudget::new(config.memory_bytes / 2),
             fetch_memory: MemoryBudget::new(config.memory_bytes / 2),
-            stop: CancellationToken::new(),
+            removed: watch::Sender::new(false),
+            serving: stop.child_token(),
+            stop,
         });
         let host = Arc::new(NodeHost {
             node: config.node_id,
@@ -120,7 +127,7 @@ impl Broker {
         let http_stop = CancellationToken::new();
         let broker = Self {
             servers: vec![
-                spawn_grpc(&core, &host, grpc_listener, config.max_connections),
+                spawn_grpc(&core, &host, grpc_listener, &config),
                 spawn_http(&core, http_listener, registry, http_stop.clone()),
             ],
             core: Arc::clone(&core),
@@ -301,13 +308,14 @@ fn spawn_grpc(
     core: &Arc<Core>,
     host: &Arc<NodeHost>,
     listener: TcpListener,
-    max_connections: usize,
+    config: &BrokerConfig,
 ) -> JoinHandle<()> {
     let server = grpc::Server {
         core: Arc::clone(core),
         host: Arc::clone(host),
         listener,
-        max_connections,
+        max_connections: config.max_connections,
+        lane_bytes: peer::lane_bytes(config.memory_bytes),
     };
     tokio::spawn(async move {
         if let Err(error) = grpc::serve(server).await {
@@ -342,18 +350,4 @@ async fn hand_over(table: &PartitionTable, patience: Duration) {
         }
     });
     futures::future::join_all(handing).await;
-}
-
-/// Stops all partitions, the metadata's last.
-async fn stop_partitions(table: &PartitionTable) {
-    let topics = table.snapshot();
-    let running = |metadata: bool| {
-        topics
-            .values()
-            .filter(move |topic| (topic.topic.id == METADATA_KEY.topic) == metadata)
-            .flat_map(|topic| topic.running())
-            .map(|running| running.partition.shutdown())
-    };
-    futures::future::join_all(running(false)).await;
-    futures::future::join_all(running(true)).await;
 }

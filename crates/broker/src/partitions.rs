@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{BrokerError, Reason},
-    metadata::{Assignment, Topic},
+    metadata::{Assignment, METADATA_KEY, Topic},
 };
 
 /// A running replica.
@@ -272,4 +272,18 @@ impl PartitionTable {
         self.topics.store(Arc::new(after));
         Replaced { gone, altered }
     }
+}
+
+/// Stops all partitions, the metadata's last.
+pub(crate) async fn stop_partitions(table: &PartitionTable) {
+    let topics = table.snapshot();
+    let running = |metadata: bool| {
+        topics
+            .values()
+            .filter(move |topic| (topic.topic.id == METADATA_KEY.topic) == metadata)
+            .flat_map(|topic| topic.running())
+            .map(|running| running.partition.shutdown())
+    };
+    futures::future::join_all(running(false)).await;
+    futures::future::join_all(running(true)).await;
 }

@@ -12,11 +12,11 @@ use tokio_util::task::TaskTracker;
 use crate::{
     cluster::{
         ChangeCarrier, Formation, LeadershipWatcher, MetadataMembers, NodeHost, Registration,
-        Steward, form,
+        Removal, Steward, form,
     },
     config::{BrokerConfig, Membership},
     core::Core,
-    error::{BrokerError, NodeAddress, NodeFailure},
+    error::{BrokerError, NodeAddress, NodeFailure, Reason},
     metadata::{
         Carrier, Controller, METADATA_KEY, MetadataImage, Reconciler, ReplayError, Replayer,
     },
@@ -150,18 +150,31 @@ impl Startup {
         let carrier: Arc<dyn Carrier> = Arc::new(ChangeCarrier {
             book: Arc::clone(&core.book),
         });
+        let registration = Arc::new(self.registration(Arc::clone(&carrier)));
         let controller = Controller::new(
             core.node,
             partition.clone(),
             Arc::clone(&core.metadata),
             reconciler.reconciled.subscribe(),
             Arc::clone(&core.clock),
-            Arc::clone(&carrier),
+            carrier,
         );
         // Set once: a node starts once.
         let _ = core.controller.set(controller);
         self.go_on(replayer, &reconciler, partition, wake);
-        self.register(carrier).await?;
+        self.watch_for_removal(&registration);
+        let mut removed = core.removed.subscribe();
+        let registered = tokio::select! {
+            registered = self.register(&registration) => registered,
+            _ = removed.wait_for(|removed| *removed) => return Ok(()),
+        };
+        match registered {
+            Err(error) if error.reason == Reason::NodeRemoved => {
+                core.removed.send_replace(true);
+                return Ok(());
+            }
+            registered => registered?,
+        }
         reconciler.caught_up().await;
         core.ready.send_replace(true);
         Ok(())
@@ -204,6 +217,7 @@ impl Startup {
             links: Arc::clone(&self.links),
             leaders: Arc::clone(&core.leaders),
             steward: Arc::clone(wake),
+            leaderships: core.standing.leaderships.clone(),
         };
         Arc::new(Reconciler {
             node: core.node,
@@ -211,7 +225,7 @@ impl Startup {
             replicator: self.replicator.clone(),
             table: Arc::clone(&core.table),
             metadata: Arc::clone(&core.metadata),
-            stop: core.stop.clone(),
+            stop: core.serving.clone(),
             reconciled: watch::Sender::default(),
             caught_up: false.into(),
             watcher: Arc::new(watcher),
@@ -249,9 +263,19 @@ impl Startup {
         spawn(boxed(core, steward.run()));
     }
 
-    /// Registers the node, and waits until the image has all that was decided before.
-    async fn register(&self, carrier: Arc<dyn Carrier>) -> Result<(), StartError> {
-        let registration = Registration {
+    /// Beside the other tasks: their end is among what it does.
+    fn watch_for_removal(&self, registration: &Arc<Registration>) {
+        let removal = Removal {
+            core: Arc::clone(&self.core),
+            links: Arc::clone(&self.links),
+            registration: Arc::clone(registration),
+            refusal: self.host.refusal.subscribe(),
+        };
+        self.background.spawn(removal.run());
+    }
+
+    fn registration(&self, carrier: Arc<dyn Carrier>) -> Registration {
+        Registration {
             node: RegisterNode {
                 node_id: self.place.node.get(),
                 address: self.place.advertised.clone(),
@@ -259,8 +283,13 @@ impl Startup {
                 rack: self.place.rack.clone(),
             },
             seeds: self.place.seeds.clone(),
+            book: Arc::clone(&self.core.book),
             carrier,
-        };
+        }
+    }
+
+    /// Registers the node, and waits until the image has all that was decided before.
+    async fn register(&self, registration: &Registration) -> Result<(), BrokerError> {
         let controller = self.core.controller()?;
         let registered = registration
             .register(controller, &self.core.metadata)
@@ -274,9 +303,9 @@ impl Startup {
 
 type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A task that the node's stop ends.
+/// A task that the node's stop ends, or its removal.
 fn boxed(core: &Arc<Core>, task: impl Future<Output = ()> + Send + 'static) -> Task {
-    let stop = core.stop.clone();
+    let stop = core.serving.clone();
     Box::pin(async move {
         tokio::select! {
             () = stop.cancelled() => {}

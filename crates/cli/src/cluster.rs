@@ -1,13 +1,14 @@
 //! `quipu cluster`.
 
 use std::{
+    collections::BTreeSet,
     io::{IsTerminal, Write, stderr, stdout},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
-use quipu_client::{Admin, ClusterDescription, NodeState, PartitionDescription};
+use quipu_client::{Admin, Client, ClusterDescription, NodeState, PartitionDescription};
 use serde_json::{Value, json};
 
 use crate::{connect::ConnectArgs, table};
@@ -117,73 +118,133 @@ async fn admin(connect: &ConnectArgs) -> Result<Admin> {
     Ok(connect.connect().await?.admin())
 }
 
-/// What ails a partition, if anything does.
-fn trouble(partition: &PartitionDescription) -> Option<String> {
+/// What ails a partition, as one node sees it.
+fn troubles(partition: &PartitionDescription) -> Vec<String> {
+    let mut troubles = Vec::new();
     if !partition.damage.is_empty() {
-        Some(partition.damage.clone())
+        troubles.push(partition.damage.clone());
     } else if partition.leader.is_none() {
-        Some("no leader".to_owned())
+        troubles.push("no leader".to_owned());
     } else if !partition.leaving.is_empty() || !partition.joining.is_empty() {
-        Some("on the move".to_owned())
-    } else {
-        None
+        troubles.push("on the move".to_owned());
+    }
+    let lagging = partition.lagging.iter();
+    troubles.extend(lagging.map(|node| format!("the replica on node {node} is behind")));
+    troubles
+}
+
+/// What is not as it should be.
+#[derive(Debug, Default)]
+struct Findings {
+    /// The partitions, whether or not anything ails them.
+    partitions: BTreeSet<(String, u32)>,
+    /// Of nodes that could be asked, what ails them.
+    nodes: BTreeSet<(u64, String)>,
+    /// Of partitions, as any node sees them.
+    troubles: BTreeSet<(String, u32, String)>,
+}
+
+impl Findings {
+    /// Asks one node what it knows.
+    async fn ask(&mut self, admin: &Admin) -> Result<ClusterDescription> {
+        let cluster = admin.describe_cluster().await?;
+        for node in cluster
+            .states
+            .iter()
+            .filter(|node| !node.trouble.is_empty())
+        {
+            self.nodes.insert((node.id, node.trouble.clone()));
+        }
+        for topic in admin.list_topics(true).await? {
+            for partition in admin.describe_topic(&topic.name).await?.partitions {
+                let place = (topic.name.clone(), partition.partition);
+                for trouble in troubles(&partition) {
+                    let trouble = (place.0.clone(), place.1, trouble);
+                    self.troubles.insert(trouble);
+                }
+                self.partitions.insert(place);
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// Asks a node that others reach. What it knows of itself, no other does.
+    async fn ask_at(&mut self, node: u64, address: &str) {
+        let asking = async {
+            let client = Client::connect(address).await?;
+            self.ask(&client.admin()).await
+        };
+        if let Err(error) = asking.await {
+            self.nodes.insert((node, format!("{error:#}")));
+        }
     }
 }
 
 async fn status(admin: &Admin, json: bool) -> Result<()> {
-    let cluster = admin.describe_cluster().await?;
-    let mut troubles = Vec::new();
-    let mut partitions = 0;
-    for topic in admin.list_topics(true).await? {
-        for partition in admin.describe_topic(&topic.name).await?.partitions {
-            partitions += 1;
-            if let Some(trouble) = trouble(&partition) {
-                troubles.push((topic.name.clone(), partition.partition, trouble));
-            }
+    let mut findings = Findings::default();
+    let cluster = findings.ask(admin).await?;
+    for node in cluster.states.iter().filter(|node| node.reached) {
+        if let Some(named) = cluster.nodes.iter().find(|named| named.id == node.id) {
+            findings.ask_at(node.id, &named.address).await;
         }
     }
-    let lost: Vec<_> = cluster.states.iter().filter(|node| !node.reached).collect();
-    let lost: Vec<u64> = lost.into_iter().map(|node| node.id).collect();
+    let lost = cluster.states.iter().filter(|node| !node.reached);
+    let lost: Vec<u64> = lost.map(|node| node.id).collect();
+    print_status(&cluster, &lost, &findings, json)?;
+    ensure!(
+        lost.is_empty() && findings.nodes.is_empty() && findings.troubles.is_empty(),
+        "{} node(s) not reached, {} node(s) and {} partition(s) not as they should be",
+        lost.len(),
+        findings.nodes.len(),
+        findings.troubles.len()
+    );
+    if !json {
+        writeln!(stdout(), "all is well")?;
+    }
+    Ok(())
+}
+
+fn print_status(
+    cluster: &ClusterDescription,
+    lost: &[u64],
+    findings: &Findings,
+    json: bool,
+) -> Result<()> {
     let mut out = stdout().lock();
+    let partitions = findings.partitions.len();
     if json {
-        let troubles: Vec<_> = troubles
-            .iter()
-            .map(|(topic, partition, trouble)| {
-                json!({"topic": topic, "partition": partition, "trouble": trouble})
-            })
-            .collect();
+        let troubles = findings.troubles.iter().map(|(topic, partition, trouble)| {
+            json!({"topic": topic, "partition": partition, "trouble": trouble})
+        });
+        let nodes = findings.nodes.iter();
+        let nodes = nodes.map(|(node, trouble)| json!({"node": node, "trouble": trouble}));
         let object = json!({
             "cluster_id": cluster.cluster_id,
             "controller": cluster.controller_id,
             "nodes": cluster.nodes.len(),
             "nodes_not_reached": lost,
+            "node_troubles": nodes.collect::<Value>(),
             "partitions": partitions,
-            "troubles": troubles,
+            "troubles": troubles.collect::<Value>(),
         });
         writeln!(out, "{object}")?;
-    } else {
-        writeln!(
-            out,
-            "cluster {}: {} node(s), {partitions} partition(s), node {} leads the metadata",
-            cluster.cluster_id,
-            cluster.nodes.len(),
-            cluster.controller_id
-        )?;
-        for node in &lost {
-            writeln!(out, "node {node} is not reached")?;
-        }
-        for (topic, partition, trouble) in &troubles {
-            writeln!(out, "{topic}/{partition}: {trouble}")?;
-        }
+        return Ok(());
     }
-    ensure!(
-        lost.is_empty() && troubles.is_empty(),
-        "{} node(s) not reached, {} partition(s) not as they should be",
-        lost.len(),
-        troubles.len()
-    );
-    if !json {
-        writeln!(out, "all is well")?;
+    writeln!(
+        out,
+        "cluster {}: {} node(s), {partitions} partition(s), node {} leads the metadata",
+        cluster.cluster_id,
+        cluster.nodes.len(),
+        cluster.controller_id
+    )?;
+    for node in lost {
+        writeln!(out, "node {node} is not reached")?;
+    }
+    for (node, trouble) in &findings.nodes {
+        writeln!(out, "node {node}: {trouble}")?;
+    }
+    for (topic, partition, trouble) in &findings.troubles {
+        writeln!(out, "{topic}/{partition}: {trouble}")?;
     }
     Ok(())
 }

@@ -36,10 +36,10 @@ pub(crate) struct NodeSettings {
     /// Where the node stands: replicas are spread over as many racks as there are
     #[arg(long, env = "QUIPU_RACK", value_name = "NAME")]
     pub(crate) rack: Option<String>,
-    /// The most gRPC connections served at a time
+    /// The most gRPC connections of clients served at a time
     #[arg(long, env = "QUIPU_MAX_CONNECTIONS", value_name = "N")]
     pub(crate) max_connections: Option<usize>,
-    /// The memory that requests in flight may hold, such as 512MiB
+    /// The memory that requests of clients in flight may hold, such as 512MiB
     #[arg(long, env = "QUIPU_MEMORY", value_name = "BYTES")]
     pub(crate) memory: Option<String>,
 }

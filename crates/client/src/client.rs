@@ -15,7 +15,7 @@ use crate::{
 pub struct ClientConfig {
     /// `host:port` of the gRPC listeners of some nodes; one that answers is enough to find the others.
     pub brokers: Vec<String>,
-    /// How long one attempt to connect may take. 3 s.
+    /// How long one attempt to connect may take. 1 s.
     pub connect_timeout: Duration,
     /// How long a broker may take to answer one request. 30 s.
     pub request_timeout: Duration,
@@ -33,7 +33,7 @@ impl ClientConfig {
                 .filter(|broker| !broker.is_empty())
                 .map(str::to_owned)
                 .collect(),
-            connect_timeout: Duration::from_secs(3),
+            connect_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(1),
         }
@@ -61,7 +61,11 @@ impl Client {
         let config = config.into();
         let dial = dial_tcp(&config);
         let client = Self::from_dial(config, dial)?;
-        client.admin().describe_cluster().await?;
+        let described = client.admin().describe_cluster().await?;
+        let nodes = described.nodes.iter().map(|node| node.address.as_str());
+        client
+            .cluster
+            .learn(nodes.filter(|address| !address.is_empty()));
         Ok(client)
     }
 

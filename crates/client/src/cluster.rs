@@ -25,7 +25,8 @@ use tonic::{
 use crate::{
     ClientConfig, Outcome,
     backoff::backoff,
-    error::{Error, Result, node_address},
+    error::{Error, Result},
+    topics::TopicView,
 };
 
 /// The largest message taken from a broker: the largest batch that a topic may allow, and what frames it.
@@ -35,11 +36,14 @@ const MAX_MESSAGE_BYTES: usize = TopicConfig::MAX_MESSAGE_BYTES_LIMIT as usize +
 pub(crate) const ELECTION: Duration = Duration::from_secs(5);
 /// How long a node may take to say who leads, where others can be asked.
 const LOOKUP: Duration = Duration::from_secs(1);
+/// Brokers remembered beside those that were given, and brokers asked about one thing, at most.
+const MOST_LEARNT: usize = 32;
+const MOST_ASKED: usize = 8;
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Whether what was asked for did not happen, and may at another try.
-fn may_be_repeated(error: &Error) -> bool {
+pub(crate) fn may_be_repeated(error: &Error) -> bool {
     error.is_retryable() && error.outcome() == Outcome::Definite
 }
 
@@ -50,7 +54,9 @@ pub(crate) struct Cluster {
     config: ClientConfig,
     dial: Dial,
     channels: Mutex<HashMap<String, Channel>>,
-    topics: tokio::sync::Mutex<HashMap<Box<str>, TopicView>>,
+    pub(super) topics: tokio::sync::Mutex<HashMap<Box<str>, TopicView>>,
+    /// Brokers that others named.
+    learnt: Mutex<Vec<String>>,
     /// Which of the brokers is asked first: the one that answered last.
     first: AtomicUsize,
 }
@@ -61,12 +67,6 @@ impl fmt::Debug for Cluster {
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
-}
-
-struct TopicView {
-    fetched_at: Instant,
-    /// The leader's address of each partition.
-    leaders: Vec<Option<Box<str>>>,
 }
 
 pub(crate) fn dial_tcp(config: &ClientConfig) -> Dial {
@@ -99,8 +99,48 @@ impl Cluster {
             dial,
             channels: Mutex::default(),
             topics: tokio::sync::Mutex::default(),
+            learnt: Mutex::default(),
             first: AtomicUsize::new(0),
         }
+    }
+
+    /// The brokers that are known: those that were given come first.
+    pub(crate) fn brokers(&self) -> Vec<String> {
+        let learnt = self.learnt.lock();
+        self.config
+            .brokers
+            .iter()
+            .chain(&*learnt)
+            .cloned()
+            .collect()
+    }
+
+    /// Remembers brokers that were named, so that those that were given need not be there for ever.
+    pub(crate) fn learn<'a>(&self, addresses: impl Iterator<Item = &'a str>) {
+        let mut learnt = self.learnt.lock();
+        for address in addresses {
+            let known = self.config.brokers.iter().chain(&*learnt);
+            if !known.into_iter().any(|known| known == address) {
+                if learnt.len() >= MOST_LEARNT {
+                    learnt.remove(0);
+                }
+                learnt.push(address.to_owned());
+            }
+        }
+    }
+
+    /// Some brokers in the order in which they are to be asked, each with its place among all.
+    pub(crate) fn in_turn(&self) -> Vec<(usize, String)> {
+        let mut brokers: Vec<_> = self.brokers().into_iter().enumerate().collect();
+        let first = self.first.load(Ordering::Relaxed) % brokers.len().max(1);
+        brokers.rotate_left(first);
+        brokers.truncate(MOST_ASKED);
+        brokers
+    }
+
+    /// The broker in this place has answered: it is asked first from now on.
+    pub(crate) fn ask_first(&self, place: usize) {
+        self.first.store(place, Ordering::Relaxed);
     }
 
     /// A connection of the caller's own, for a stream whose unread bytes must not hold up anybody else's.
@@ -170,16 +210,10 @@ impl Cluster {
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
         let mut last = Error::invalid("no broker address was given");
-        let brokers = &self.config.brokers;
-        let first = self.first.load(Ordering::Relaxed);
-        for turn in 0..brokers.len() {
-            let at = (first + turn) % brokers.len();
-            let Some(address) = brokers.get(at) else {
-                break;
-            };
+        for (place, address) in self.in_turn() {
             // A node that does not answer is not asked first again: that may have taken seconds.
-            self.first.store(at, Ordering::Relaxed);
-            match self.call_at(address, call).await {
+            self.ask_first(place);
+            match self.call_at(&address, call).await {
                 Ok(response) => return Ok(response),
                 Err(error) => last = error,
             }
@@ -193,117 +227,44 @@ impl Cluster {
         Err(last)
     }
 
-    /// The number of a topic's partitions.
-    pub(crate) async fn partition_count(&self, topic: &str) -> Result<u32> {
-        let mut topics = self.topics.lock().await;
-        let view = self.view(&mut topics, topic, None).await?;
-        // The broker numbers partitions with 32 bits.
-        Ok(view.leaders.len() as u32)
-    }
-
-    /// The address of a partition's leader, from what was learnt after `not_before` (or whenever it was).
-    pub(crate) async fn leader(
-        &self,
-        topic: &str,
-        partition: u32,
-        not_before: Option<Instant>,
-    ) -> Result<Box<str>> {
-        let mut topics = self.topics.lock().await;
-        let view = self.view(&mut topics, topic, not_before).await?;
-        let leader = view.leaders.get(partition as usize).ok_or_else(|| {
-            Error::invalid(format_args!(
-                "topic {topic:?} has no partition {partition}: it has {}",
-                view.leaders.len()
-            ))
-        })?;
-        leader.clone().ok_or_else(|| {
-            // Another node may know: this one may be cut off from those that elected a new leader.
-            self.first.fetch_add(1, Ordering::Relaxed);
-            Error::unreachable(format_args!(
-                "partition {partition} of topic {topic:?} has no leader at this moment"
-            ))
-        })
-    }
-
-    /// Whom to read a partition from: its leader, or, where nobody leads, one of the given brokers after the other: each replica
-    /// serves what it knows to be committed.
-    pub(crate) async fn reader(
-        &self,
-        topic: &str,
-        partition: u32,
-        not_before: Option<Instant>,
-        attempt: u32,
-    ) -> Result<Box<str>> {
-        let brokers = &self.config.brokers;
-        match self.leader(topic, partition, not_before).await {
-            Err(error) if error.reason() == crate::Reason::Unreachable => {
-                let any = brokers.get(attempt as usize % brokers.len().max(1));
-                any.map(|broker| broker.as_str().into()).ok_or(error)
-            }
-            leader => leader,
-        }
-    }
-
-    /// Forgets what is known of a topic.
-    pub(crate) async fn forget(&self, topic: &str) {
-        self.topics.lock().await.remove(topic);
-    }
-
-    /// The map stays locked while a description is fetched: whoever else wants one then finds it fresh.
-    async fn view<'a>(
-        &self,
-        topics: &'a mut HashMap<Box<str>, TopicView>,
-        topic: &str,
-        not_before: Option<Instant>,
-    ) -> Result<&'a TopicView> {
-        let fresh = topics
-            .get(topic)
-            .is_some_and(|view| not_before.is_none_or(|instant| view.fetched_at >= instant));
-        if !fresh {
-            let fetched_at = Instant::now();
-            let description = self.describe_topic(topic).await?;
-            topics.insert(topic.into(), TopicView::new(fetched_at, description));
-        }
-        topics
-            .get(topic)
-            .ok_or_else(|| Error::malformed("a topic's description is gone"))
-    }
-
     pub(crate) async fn describe_topic(&self, topic: &str) -> Result<v1::DescribeTopicResponse> {
-        let request = DescribeTopicRequest {
-            name: topic.to_owned(),
-        };
-        // One that does not answer is not waited for while there are others to ask.
-        let patience = match self.config.brokers.len() {
-            0 | 1 => self.config.request_timeout,
-            _ => self.config.request_timeout.min(LOOKUP),
-        };
-        self.call(|channel| {
-            let request = request.clone();
-            async move {
-                let mut client = AdminClient::new(channel);
-                let answer = timeout(patience, client.describe_topic(request)).await;
-                answer.unwrap_or_else(|_| {
-                    Err(Status::unavailable(format!("silent for {patience:?}")))
-                })
-            }
+        let patience = self.lookup_patience();
+        self.call(|channel| describe(channel, topic.to_owned(), patience))
+            .await
+    }
+
+    /// What one node knows of a topic.
+    pub(crate) async fn describe_at(
+        &self,
+        address: &str,
+        topic: &str,
+    ) -> Result<v1::DescribeTopicResponse> {
+        let patience = self.lookup_patience();
+        self.call_at(address, |channel| {
+            describe(channel, topic.to_owned(), patience)
         })
         .await
     }
-}
 
-impl TopicView {
-    fn new(fetched_at: Instant, description: v1::DescribeTopicResponse) -> Self {
-        let count = description.partitions.len();
-        let mut leaders = vec![None; count];
-        for partition in description.partitions {
-            if let Some(leader) = leaders.get_mut(partition.partition as usize) {
-                *leader = partition.leader.and_then(node_address);
-            }
-        }
-        Self {
-            fetched_at,
-            leaders,
+    /// One that does not answer is not waited for while there are others to ask.
+    fn lookup_patience(&self) -> Duration {
+        match self.brokers().len() {
+            0 | 1 => self.config.request_timeout,
+            _ => self.config.request_timeout.min(LOOKUP),
         }
     }
+}
+
+async fn describe(
+    channel: Channel,
+    name: String,
+    patience: Duration,
+) -> Result<tonic::Response<v1::DescribeTopicResponse>, Status> {
+    let mut client = AdminClient::new(channel);
+    let answer = timeout(
+        patience,
+        client.describe_topic(DescribeTopicRequest { name }),
+    )
+    .await;
+    answer.unwrap_or_else(|_| Err(Status::unavailable(format!("silent for {patience:?}"))))
 }

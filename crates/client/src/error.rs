@@ -120,6 +120,14 @@ impl Error {
         }
     }
 
+    /// A node does not answer, and another one leads by now.
+    pub(crate) fn replaced(silent: &str, leader: Box<str>) -> Self {
+        Self {
+            leader: Some(leader),
+            ..Self::unreachable(format_args!("{silent} does not answer, and leads no more"))
+        }
+    }
+
     pub(crate) fn timed_out(message: impl fmt::Display, outcome: Outcome) -> Self {
         Self {
             outcome,

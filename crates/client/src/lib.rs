@@ -61,7 +61,9 @@ mod client;
 mod cluster;
 mod consumer;
 mod error;
+mod leaders;
 mod producer;
+mod topics;
 
 pub use admin::{
     Admin, ClusterDescription, ListedOffset, NewTopic, Node, NodeState, OffsetAt,

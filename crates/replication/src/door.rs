@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::pending;
 use openraft::errors::ClientWriteError;
 use quipu_model::{LeaderEpoch, NodeId, Offset, RecordBatch, Term};
 use quipu_storage::{Reservation, ReserveError};
@@ -270,7 +271,12 @@ impl Partition {
                     tokio::time::sleep(ROOM_PAUSE).await;
                 }
                 Err(ReserveError::Failed(failure)) => return Err(failure.into()),
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if let ReserveError::DiskFull { .. } = error {
+                        self.inner().metrics.note_no_room(&error);
+                    }
+                    return Err(error.into());
+                }
             }
         }
     }
@@ -293,6 +299,10 @@ impl Partition {
 
     /// Waits until no majority has followed this leader for a while: whoever waits here may find another that does.
     async fn forsaken(&self) {
+        if self.running().is_ok_and(|running| running.votes_alone()) {
+            // It waits for its own disk only.
+            return pending().await;
+        }
         while !self.running().is_ok_and(|running| running.is_forsaken()) {
             tokio::time::sleep(LEASE / 2).await;
         }

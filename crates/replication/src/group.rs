@@ -125,22 +125,34 @@ impl Group {
         }
     }
 
-    /// The snapshot that stands behind a purged log's start. It needs no file: it is where the log begins. Where the voters
-    /// changed after that point, those of then are no longer known, and openraft asks for one of what was applied instead.
-    fn restore_snapshot(&self) -> Result<(), ReadError> {
-        let applied = self.applied.lock();
+    /// The snapshot that stands behind a purged log's start. It needs no file: it is where the log begins.
+    fn restore_snapshot(&self) -> Result<(), LoadError> {
         let Some(purged) = self.log.state().last_purged else {
             return Ok(());
         };
         let last = to_raft_id(purged);
-        if *applied.membership.log_id() <= Some(last) {
+        if let Some(membership) = self.membership_at(last)? {
             self.snapshots.lock().current = Some(SnapshotPoint {
                 last,
-                membership: applied.membership.clone(),
+                membership,
                 next_offset: offset_after(&self.log, Some(purged))?,
             });
         }
         Ok(())
+    }
+
+    /// Who voted as of an entry that was applied; `None` where that is not known any more.
+    fn membership_at(&self, last: RaftLogId) -> Result<Option<StoredMembership>, UnknownBytes> {
+        let applied = self.applied.lock().membership.clone();
+        if *applied.log_id() <= Some(last) {
+            return Ok(Some(applied));
+        }
+        let at = self.log.membership_at(RaftIndex::new(last.index));
+        at.map(|(id, bytes)| {
+            let membership = decode_membership(&bytes)?;
+            Ok(StoredMembership::new(Some(to_raft_id(id)), membership))
+        })
+        .transpose()
     }
 
     pub(crate) fn watch_high_watermark(&self) -> watch::Receiver<Offset> {
@@ -185,10 +197,7 @@ impl Group {
     pub(crate) fn mark_purgeable(&self) -> Option<RaftLogId> {
         let (last, next_offset) = self.log.purge_point()?;
         let last = to_raft_id(last);
-        let membership = self.applied.lock().membership.clone();
-        if *membership.log_id() > Some(last) {
-            return None;
-        }
+        let membership = self.membership_at(last).ok().flatten()?;
         self.snapshots.lock().mark = Some(SnapshotPoint {
             last,
             membership,

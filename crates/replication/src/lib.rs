@@ -9,6 +9,7 @@ mod config;
 mod door;
 mod error;
 mod flight;
+mod gone;
 mod group;
 mod keeper;
 mod log_store;

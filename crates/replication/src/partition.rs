@@ -293,6 +293,11 @@ impl Partition {
             .is_ok_and(|running| running.leading().is_ok() && (asleep || !running.is_forsaken()))
     }
 
+    /// Whether the group sleeps, as far as this replica knows.
+    pub fn is_asleep(&self) -> bool {
+        *self.inner.asleep.borrow()
+    }
+
     /// Waits until this replica leads and has applied an entry of its own term: from then on its high watermark covers all
     /// that was ever acknowledged.
     pub async fn wait_leader(&self, timeout: Duration) -> Result<(), AppendError> {

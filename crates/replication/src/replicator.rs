@@ -6,9 +6,11 @@ use openraft::{
     EmptyNode, StorageHelper,
     errors::{InitializeError, RaftError},
 };
+use parking_lot::Mutex;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use quipu_model::{NodeId, PartitionKey, TopicConfig};
-use quipu_storage::{OpenError, Store};
+use quipu_storage::{OpenError, ReserveError, Store};
+use tokio::time::Instant;
 
 use crate::{
     blocking::blocking,
@@ -30,12 +32,22 @@ const IDLE: Duration = Duration::from_secs(10);
 /// No clock can be asked for a time that is too far away.
 const MOST_IDLE: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// For how long it is remembered that there was no room.
+const LATELY: Duration = Duration::from_secs(60);
+
 /// What all replicas of a node count together.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
     pub(crate) restarts: Counter,
     pub(crate) duplicates: Counter,
     pub(crate) room_waits: Counter,
+    no_room: Arc<Mutex<Option<(Instant, String)>>>,
+}
+
+impl Metrics {
+    pub(crate) fn note_no_room(&self, error: &ReserveError) {
+        *self.no_room.lock() = Some((Instant::now(), error.to_string()));
+    }
 }
 
 /// Starts partitions' replicas on this node.
@@ -77,6 +89,23 @@ impl Replicator {
     pub fn node_lost(&self, node: NodeId) {
         self.groups.note_lost(node);
         tokio::spawn(Arc::clone(&self.groups).wake_led_by(node));
+    }
+
+    /// To be told of every node whose process is known to have ended: its groups need not wait for it in vain. Whom it led is
+    /// awake or asleep, and elects at once where a majority was told the same.
+    ///
+    /// Must be called within a runtime.
+    pub fn node_gone(&self, node: NodeId) {
+        self.groups.note_lost(node);
+        tokio::spawn(Arc::clone(&self.groups).replace_leaders_on(node));
+    }
+
+    /// What a batch was refused with that found no room on the disk, within the last minute: of a client, or of a leader that
+    /// this node follows.
+    pub fn no_room(&self) -> Option<String> {
+        let last = self.metrics.no_room.lock();
+        let lately = last.as_ref().filter(|(at, _)| at.elapsed() < LATELY);
+        lately.map(|(_, error)| error.clone())
     }
 
     /// Adds what all replicas of this node count to a registry.

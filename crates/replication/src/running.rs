@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use futures::FutureExt;
 use openraft::{
     Instant, ServerState, TokioInstant,
-    alias::WatchReceiverOf,
+    alias::{VoteOf, WatchReceiverOf},
     async_runtime::watch::WatchReceiver as _,
     metrics::{RaftDataMetrics, RaftServerMetrics},
     raft::linearizable_read::LinearizerOption,
@@ -80,6 +80,10 @@ impl Running {
         }
     }
 
+    pub(crate) fn vote(&self) -> VoteOf<Types> {
+        self.server.borrow_watched().vote
+    }
+
     pub(crate) fn members(&self) -> Members {
         let server = self.server.borrow_watched();
         Members::of(server.membership_config.membership())
@@ -140,10 +144,13 @@ impl Running {
 
     fn is_confirmed(&self) -> bool {
         let answered = self.data.borrow_watched().last_quorum_acked;
-        answered.is_some_and(|at| is_fresh(*at)) || {
-            let server = self.server.borrow_watched();
-            is_sole_voter(server.id, server.membership_config.membership())
-        }
+        answered.is_some_and(|at| is_fresh(*at)) || self.votes_alone()
+    }
+
+    /// Whether nobody else votes.
+    pub(crate) fn votes_alone(&self) -> bool {
+        let server = self.server.borrow_watched();
+        is_sole_voter(server.id, server.membership_config.membership())
     }
 
     /// Whether this replica takes itself for the leader, and no majority has answered it for so long that another may lead by

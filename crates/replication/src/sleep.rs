@@ -48,7 +48,7 @@ const LOST_LATELY: Duration = Duration::from_secs(30);
 /// Over how long the groups of a lost node wake, at least, so that its followers do not all stand for election at once.
 const WAKE_WITHIN: Duration = Duration::from_millis(500);
 /// And how many of them wake in a second, at most.
-const WAKES_PER_SECOND: u32 = 1000;
+pub(crate) const WAKES_PER_SECOND: u32 = 1000;
 
 /// A leader's group in which all is done: what it led with, its last entry, and the other members.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,12 @@ impl Groups {
         }
     }
 
+    /// All replicas that were not shut down.
+    pub(crate) fn running(&self) -> Vec<Arc<Inner>> {
+        let all = self.all.lock();
+        all.values().filter_map(Weak::upgrade).collect()
+    }
+
     fn lost_lately(&self, node: NodeId) -> bool {
         let lost = self.lost.lock();
         lost.get(&node).is_some_and(|at| at.elapsed() < LOST_LATELY)
@@ -97,11 +103,8 @@ impl Groups {
 
     /// Wakes the groups that a lost node leads, spread over a time and in no order.
     pub(crate) async fn wake_led_by(self: Arc<Self>, node: NodeId) {
-        let mut led: Vec<Arc<Inner>> = {
-            let all = self.all.lock();
-            let replicas = all.values().filter_map(Weak::upgrade);
-            replicas.filter(|inner| inner.sleeps_under(node)).collect()
-        };
+        let mut led = self.running();
+        led.retain(|inner| inner.sleeps_under(node));
         let random = std::hash::RandomState::new();
         led.sort_by_cached_key(|inner| random.hash_one(inner.group.log.key()));
         let count = u32::try_from(led.len()).unwrap_or(u32::MAX).max(1);

@@ -3,8 +3,7 @@
 //! **Retention.** A trim entry lets what lies below its offset go on every replica alike. Applying it only leaves word for
 //! the keeper (see `keeper`), which deletes, and then lets Raft's log forget the entries that the deleted segments held: it
 //! marks the last of them, P, asks openraft for a snapshot (of P: a few numbers, no copy) and then to purge up to P. A snapshot
-//! names the voters as of P; where they changed after P, those of then are not remembered, and purging waits for a later
-//! trim.
+//! names the voters as of P, which the log remembers where they changed after P.
 
 use std::{io, sync::Arc};
 

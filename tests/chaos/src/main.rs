@@ -18,6 +18,7 @@ mod pulse;
 mod rounds;
 mod shell;
 mod trials;
+mod upkeep;
 
 use std::{
     env,
@@ -58,6 +59,8 @@ enum What {
     LeaderKill,
     /// The pause of all producers while every node is ended and started again
     RollingRestart,
+    /// How much of the load gets through while every node is restarted, and while every partition moves
+    Upkeep,
 }
 
 #[derive(Clone, Debug, Parser)]
@@ -91,8 +94,8 @@ struct Args {
     /// Records a second of each producer
     #[arg(long, default_value_t = 200)]
     rate: u32,
-    /// Trials of leader-kill; times that rolling-restart restarts all nodes
-    #[arg(long, default_value_t = 12)]
+    /// Trials of leader-kill in each way; times that rolling-restart and upkeep restart all nodes
+    #[arg(long, default_value_t = 3)]
     trials: u32,
     /// The ways in which leader-kill loses a leader; all if not given
     #[arg(long, value_delimiter = ',')]
@@ -129,7 +132,7 @@ fn start() -> Result<bool> {
     end_on_signals()?;
     let faults = match args.what {
         What::Rounds => usable(&args, root)?,
-        What::LeaderKill | What::RollingRestart => Vec::new(),
+        What::LeaderKill | What::RollingRestart | What::Upkeep => Vec::new(),
     };
     let directory = quipu.parent().context("the binary is in a directory")?;
     let scratch = tempfile::Builder::new()
@@ -206,7 +209,8 @@ fn usable(args: &Args, root: bool) -> Result<Vec<Fault>> {
 fn run(args: &Args, ground: Ground, faults: &[Fault]) -> Result<bool> {
     let isolated = ground.isolated;
     // Moves are more than turns among the same nodes where there is one node more.
-    let spare = u8::from(faults.contains(&Fault::Members));
+    let moves = faults.contains(&Fault::Members) || args.what == What::Upkeep;
+    let spare = u8::from(moves);
     let mut cluster = Cluster::start(ground, args.nodes, spare)?;
     let mut load = Load::start(plan(args, &cluster))?;
     let mut findings = match args.what {
@@ -216,6 +220,7 @@ fn run(args: &Args, ground: Ground, faults: &[Fault]) -> Result<bool> {
             trials::lose_leaders(&mut cluster, &load, &losses, args.trials)?
         }
         What::RollingRestart => trials::restart_all(&mut cluster, &load, args.trials)?,
+        What::Upkeep => upkeep::run(&mut cluster, &load, args.trials)?,
     };
     rounds::check(&mut cluster, &mut load, &mut findings)?;
     Ok(rounds::report(&load, &findings))

@@ -34,7 +34,7 @@ pub(crate) enum Loss {
     Vanish,
 }
 
-/// Loses the leader of the topic's first partition again and again, in each way in turn.
+/// Loses the leader of the topic's first partition again and again: so many times in each way, in turn.
 pub(crate) fn lose_leaders(
     cluster: &mut Cluster,
     load: &Load,
@@ -44,9 +44,9 @@ pub(crate) fn lose_leaders(
     let mut findings = Findings::default();
     let mut pauses: Vec<(Loss, Duration)> = Vec::new();
     wait_for_acknowledgements(load, Instant::now())?;
-    for number in 0..trials {
+    let each = (0..trials).flat_map(|_| losses);
+    for (number, &loss) in each.enumerate() {
         thread::sleep(CALM);
-        let loss = losses[number as usize % losses.len()];
         let leader = leader(load)?;
         load.pulses(|pulses| pulses.restart());
         match loss {

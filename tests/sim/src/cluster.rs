@@ -2,14 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use futures::{FutureExt, future::BoxFuture};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use parking_lot::Mutex;
 use quipu_model::{NodeId, PartitionId, PartitionKey, TopicConfig, TopicId};
-use quipu_replication::{Partition, Replicator};
+use quipu_replication::{AppendError, Partition, Replicator};
 use quipu_storage::{Store, StoreConfig, UnrecoveredStore, io::FaultyDisk};
 use tokio::{sync::Notify, time::Instant};
 
@@ -20,10 +26,17 @@ use crate::{
     luck::Luck,
     mutants::Mutant,
     network::Network,
+    placement::Placement,
+    replicas,
     trace::{Trace, note},
     wire::Wire,
     workers::{NodeWorkers, Pace},
 };
+
+/// After how long without traffic groups sleep: soon, so that they do between faults.
+pub(crate) const IDLE: Duration = Duration::from_secs(2);
+/// How long a node that is stopped waits for others to lead.
+const HAND_OVER: Duration = Duration::from_secs(2);
 
 /// What all parts of a run share.
 #[derive(Clone, Debug)]
@@ -34,6 +47,9 @@ pub(crate) struct Cluster {
     pub(crate) invariants: Invariants,
     pub(crate) trace: Trace,
     pub(crate) mutant: Option<Mutant>,
+    pub(crate) placement: Placement,
+    /// Nobody produces.
+    pub(crate) quiet: Arc<AtomicBool>,
     states: Arc<Mutex<BTreeMap<NodeId, Node>>>,
     luck: Arc<Mutex<Luck>>,
 }
@@ -60,7 +76,17 @@ pub(crate) struct Up {
     pub(crate) disk: NodeDisk,
     pub(crate) store: Arc<Store>,
     pub(crate) pace: Arc<Pace>,
-    partitions: Vec<Partition>,
+    pub(crate) replicator: Replicator,
+    /// The replicas that run.
+    pub(crate) replicas: Replicas,
+}
+
+pub(crate) type Replicas = Arc<Mutex<BTreeMap<PartitionKey, Partition>>>;
+
+impl Up {
+    fn replicas(&self) -> Vec<Partition> {
+        self.replicas.lock().values().cloned().collect()
+    }
 }
 
 /// How a node's life ends.
@@ -75,7 +101,7 @@ pub(crate) enum Death {
 impl Cluster {
     pub(crate) fn new(
         seed: u64,
-        (nodes, partitions): (u64, u32),
+        (nodes, partitions, replicas): (u64, u32, usize),
         trace: Trace,
         mutant: Option<Mutant>,
     ) -> Self {
@@ -83,6 +109,7 @@ impl Cluster {
         let topic = TopicId::from_bytes([7; 16]);
         let keys = (0..partitions).map(PartitionId::new);
         let keys = keys.map(|partition| PartitionKey { topic, partition });
+        let keys: Vec<PartitionKey> = keys.collect();
         let start = Instant::now();
         let states = nodes.iter().map(|node| {
             let state = Node {
@@ -95,7 +122,9 @@ impl Cluster {
         });
         Self {
             states: Arc::new(Mutex::new(states.collect())),
-            keys: keys.collect(),
+            placement: Placement::new(&nodes, &keys, replicas),
+            quiet: Arc::default(),
+            keys,
             nodes,
             network: Network::new(Luck::stream(seed, 1)),
             invariants: Invariants::new(trace.clone()),
@@ -118,6 +147,11 @@ impl Cluster {
 
     pub(crate) fn all_up(&self) -> bool {
         self.nodes.iter().all(|node| self.up(*node).is_some())
+    }
+
+    /// Whether operators leave a cluster alone that nobody produces to, as they mostly do.
+    pub(crate) fn lets_sleep(&self, luck: &mut Luck) -> bool {
+        self.quiet.load(Ordering::Relaxed) && luck.per_mille(900)
     }
 
     pub(crate) fn step_clock(&self, node: NodeId, skew_ms: i64) {
@@ -145,15 +179,24 @@ impl Cluster {
             Err(error) => return self.does_not_start(node, &error),
         };
         self.network.join(node, boot);
-        let Some(partitions) = self.start_partitions(node, boot, &store).await else {
-            return;
+        let wire = Wire {
+            node,
+            boot,
+            cluster: self.clone(),
         };
+        let replicator = Replicator::new(node, Arc::clone(&store), Arc::new(wire));
         let up = Up {
             disk,
             store,
             pace,
-            partitions,
+            replicator: replicator.sleep_after(self.idle()),
+            replicas: Replicas::default(),
         };
+        for key in &self.keys {
+            if let Err(error) = self.start_replica(node, &up, *key).await {
+                return self.does_not_start(node, &error);
+            }
+        }
         if let Some(state) = self.states.lock().get_mut(&node) {
             state.life = Life::Up(up.clone());
         }
@@ -161,6 +204,8 @@ impl Cluster {
             up.disk.lie();
         }
         note!(self.trace, "node {node} is up");
+        let luck = Luck::new(self.draw());
+        tokio::spawn(replicas::keep(self.clone(), node, up.clone(), luck));
         tokio::spawn(self.clone().watch(node, up));
     }
 
@@ -183,35 +228,37 @@ impl Cluster {
         self.invariants.note(violated("recovery", detail));
     }
 
-    async fn start_partitions(
+    /// After how long without traffic groups sleep.
+    fn idle(&self) -> Duration {
+        match self.mutant {
+            Some(Mutant::StaysAwake) => Duration::from_secs(24 * 3600),
+            _ => IDLE,
+        }
+    }
+
+    /// Starts a replica where the node is to have one, as far as it knows.
+    pub(crate) async fn start_replica(
         &self,
         node: NodeId,
-        boot: u64,
-        store: &Arc<Store>,
-    ) -> Option<Vec<Partition>> {
-        let wire = Wire {
-            network: self.network.clone(),
-            node,
-            boot,
-            trace: self.trace.clone(),
-            invariants: self.invariants.clone(),
-            mutant: self.mutant,
+        up: &Up,
+        key: PartitionKey,
+    ) -> Result<(), AppendError> {
+        let assignment = self.placement.read_by(node, key);
+        let Some(assignment) = assignment.filter(|known| known.holds(node)) else {
+            return Ok(());
         };
-        let replicator = Replicator::new(node, Arc::clone(store), Arc::new(wire));
-        let mut partitions = Vec::new();
-        for key in &self.keys {
-            match replicator.start(*key, &self.nodes, topic_config()).await {
-                Ok(partition) => {
-                    self.network.serve(node, partition.clone());
-                    partitions.push(partition);
-                }
-                Err(error) => {
-                    self.does_not_start(node, &error);
-                    return None;
-                }
-            }
-        }
-        Some(partitions)
+        let founders = if assignment.original {
+            assignment.replicas
+        } else {
+            // It learns of the group from its leader.
+            Vec::new()
+        };
+        self.invariants.joined(node, key);
+        let starting = up.replicator.start(key, &founders, topic_config());
+        let partition = starting.await?;
+        self.network.serve(node, partition.clone());
+        up.replicas.lock().insert(key, partition);
+        Ok(())
     }
 
     /// Ends a node's life when its disk does, and starts it again.
@@ -223,8 +270,8 @@ impl Cluster {
         let failed = Arc::new(Notify::new());
         let tell = Arc::clone(&failed);
         up.store.on_failure(Box::new(move |_| tell.notify_one()));
-        let Up { disk, store, .. } = up;
-        drop(store);
+        let disk = up.disk.clone();
+        drop(up);
         let death = tokio::select! {
             biased;
             () = disk.power_lost() => Death::PowerLoss,
@@ -255,18 +302,36 @@ impl Cluster {
         self.leave(node, left);
         // What still runs of it can neither write nor be heard.
         tokio::spawn(async move {
-            for partition in up.partitions {
+            for partition in up.replicas() {
                 partition.shutdown().await;
             }
             drop(up.store);
         });
     }
 
+    /// The index of the last entry that a node has of a partition; `None` where the node is down.
+    pub(crate) fn last_index(&self, node: NodeId, key: PartitionKey) -> Option<u64> {
+        let log = self.up(node)?.store.partition(key);
+        let last = log.and_then(|log| log.state().last);
+        Some(last.map_or(0, |last| last.index.get()))
+    }
+
+    /// The replica that takes itself for a partition's leader, or one of those.
+    pub(crate) fn leader(&self, key: PartitionKey) -> Option<(NodeId, Partition)> {
+        let nodes = self.nodes.iter();
+        nodes
+            .filter_map(|node| Some((*node, self.network.partition(*node, key)?)))
+            .find(|(_, partition)| partition.is_leader())
+    }
+
     /// Stops a node as an operator does.
     pub(crate) async fn stop(&self, node: NodeId) {
         let Some(up) = self.take(node) else { return };
         note!(self.trace, "node {node} stops");
-        for partition in &up.partitions {
+        let replicas = up.replicas();
+        let handing = replicas.iter().filter(|replica| replica.is_leader());
+        join_all(handing.map(|replica| replica.hand_over(HAND_OVER))).await;
+        for partition in replicas {
             partition.shutdown().await;
         }
         if let Err(failure) = up.store.close() {
@@ -306,15 +371,19 @@ impl Cluster {
         let mut all = Vec::new();
         for node in &self.nodes {
             all.push(match self.network.partition(*node, key) {
-                None => format!("node {node} down"),
+                None => format!("node {node} none"),
                 Some(partition) => {
                     let mark = *partition.high_watermark().borrow();
                     let (leader, epoch) = partition.leader();
                     let start = partition.start_offset();
-                    format!("node {node} from {start} to {mark}, term {epoch}, leader {leader:?}")
+                    let members = partition.members().borrow().clone();
+                    format!(
+                        "node {node} from {start} to {mark}, term {epoch}, leader {leader:?}, {members:?}"
+                    )
                 }
             });
         }
+        all.push(format!("wanted: {:?}", self.placement.latest(key)));
         all.join("; ")
     }
 }

@@ -1,9 +1,6 @@
 //! What goes wrong, as the seed decides.
-//!
-//! Not yet here: changes of membership, which partitions do not offer yet, and rot in closed segments, which a replica does
-//! not repair yet.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use quipu_model::NodeId;
 use quipu_storage::io::Disk as _;
@@ -14,7 +11,7 @@ use crate::{
     trace::note,
 };
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// One node loses its power.
     PowerLoss,
@@ -42,9 +39,11 @@ enum Fault {
     FailingWrite,
     /// A clock is set wrong.
     ClockStep,
+    /// Nobody produces for so long that groups fall asleep.
+    Quiet,
 }
 
-const FAULTS: [(u64, Fault); 16] = [
+const FAULTS: [(u64, Fault); 17] = [
     (4, Fault::PowerLoss),
     (5, Fault::PowerLossWhileWriting),
     (3, Fault::PowerCut),
@@ -61,6 +60,7 @@ const FAULTS: [(u64, Fault); 16] = [
     (2, Fault::FailingSync),
     (1, Fault::FailingWrite),
     (1, Fault::ClockStep),
+    (2, Fault::Quiet),
 ];
 
 /// Lets things go wrong for as long as it runs.
@@ -77,6 +77,11 @@ pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
             "FAULT {fault:?} node {node} other {other} for {} ms",
             lasts.as_millis()
         );
+        if fault == Fault::Quiet {
+            // Nothing else happens until groups sleep; then it does.
+            cluster.quiet.store(true, Ordering::Relaxed);
+            tokio::time::sleep(luck.millis(10_000..60_000)).await;
+        }
         let cluster = cluster.clone();
         tokio::spawn(async move {
             inflict(&cluster, fault, (node, other), lasts, number).await;
@@ -133,6 +138,10 @@ async fn inflict(
         Fault::ClockStep => {
             let hour = 60 * 60 * 1000;
             cluster.step_clock(node, (number % (2 * hour)) as i64 - hour as i64);
+        }
+        Fault::Quiet => {
+            tokio::time::sleep(lasts).await;
+            cluster.quiet.store(false, Ordering::Relaxed);
         }
         Fault::PowerLossWhileWriting
         | Fault::SlowDisk

@@ -21,11 +21,11 @@ use tokio::time::timeout;
 
 use crate::{
     clock::EPOCH_MS,
-    invariants::{Acknowledgement, Invariants, Violation, violated},
+    cluster::Cluster,
+    invariants::{Acknowledgement, Violation, violated},
     luck::Luck,
     mutants::Mutant,
-    network::Network,
-    trace::{Trace, note},
+    trace::note,
 };
 
 /// The numbers of a batch's records, as their values tell.
@@ -97,19 +97,17 @@ pub(crate) struct Progress {
     pub(crate) batches: AtomicU64,
 }
 
+/// How often a producer that is to be quiet looks whether it still is.
+const QUIET_STEP: Duration = Duration::from_millis(50);
 /// As many batches of a producer as a partition remembers.
 const MOST_AT_ONCE: u64 = 5;
 
 pub(crate) struct Producer {
     pub(crate) key: PartitionKey,
     pub(crate) id: ProducerId,
-    pub(crate) nodes: Vec<NodeId>,
-    pub(crate) network: Network,
-    pub(crate) invariants: Invariants,
-    pub(crate) trace: Trace,
+    pub(crate) cluster: Cluster,
     pub(crate) luck: Luck,
     pub(crate) progress: Arc<Progress>,
-    pub(crate) mutant: Option<Mutant>,
 }
 
 /// A batch that is not acknowledged yet.
@@ -136,12 +134,16 @@ enum Outcome {
 impl Producer {
     pub(crate) async fn run(mut self) {
         let (mut ordinal, mut number, mut sequence) = (0, 0, 0);
-        let mut node = *self.luck.pick(&self.nodes);
+        let mut node = *self.luck.pick(&self.cluster.nodes);
         let mut unsent = VecDeque::new();
         loop {
+            while unsent.is_empty() && self.is_quiet() {
+                tokio::time::sleep(QUIET_STEP).await;
+            }
             let stop = self.progress.stop.load(Ordering::Relaxed);
             let at_once = self.luck.within(1..MOST_AT_ONCE + 1) as usize;
-            while !stop && unsent.len() < at_once && !spans(&unsent, ordinal) {
+            let more = !stop && !self.is_quiet();
+            while more && unsent.len() < at_once && !spans(&unsent, ordinal) {
                 let records = self.luck.within(1..5) as u32;
                 unsent.push_back(Unsent {
                     ordinal,
@@ -153,13 +155,13 @@ impl Producer {
                 number += u64::from(records);
                 sequence += records as i32;
             }
-            if unsent.is_empty() {
+            if unsent.is_empty() && stop {
                 return;
             }
             let Some(good) = self.round(&mut unsent, &mut node).await else {
                 return;
             };
-            if !good && self.mutant == Some(Mutant::RenumbersRetries) {
+            if !good && self.cluster.mutant == Some(Mutant::RenumbersRetries) {
                 for batch in &mut unsent {
                     batch.sequence = sequence;
                     sequence += batch.records as i32;
@@ -170,20 +172,23 @@ impl Producer {
         }
     }
 
+    fn is_quiet(&self) -> bool {
+        self.cluster.quiet.load(Ordering::Relaxed) && !self.progress.stop.load(Ordering::Relaxed)
+    }
+
     /// Sends all that is not acknowledged, in its order. Whether all of it is now; `None` where it is no use to go on.
     async fn round(&mut self, unsent: &mut VecDeque<Unsent>, node: &mut NodeId) -> Option<bool> {
         let patience = self.luck.millis(500..5000);
         // One connection: they arrive in their order, or not at all.
-        let arriving = self.network.travel_from_client(*node);
+        let arriving = self.cluster.network.travel_from_client(*node);
         let arrived = timeout(patience, arriving).await.is_ok();
         let mut attempts = Vec::new();
         for batch in &*unsent {
             let attempt = Attempt {
                 key: self.key,
                 node: *node,
-                network: self.network.clone(),
-                trace: self.trace.clone(),
-                acks: match self.mutant {
+                cluster: self.cluster.clone(),
+                acks: match self.cluster.mutant {
                     Some(Mutant::TrustsTheLeader) => Acks::Leader,
                     _ => Acks::All,
                 },
@@ -191,7 +196,7 @@ impl Producer {
             attempts.push(attempt.run(self.batch(batch)?, patience));
         }
         if !arrived {
-            *node = *self.luck.pick(&self.nodes);
+            *node = *self.luck.pick(&self.cluster.nodes);
             return Some(false);
         }
         let outcomes = join_all(attempts).await;
@@ -203,12 +208,14 @@ impl Producer {
                     continue;
                 }
                 Outcome::Elsewhere(leader) => {
-                    *node = leader.unwrap_or(*self.luck.pick(&self.nodes));
+                    *node = leader.unwrap_or(*self.luck.pick(&self.cluster.nodes));
                 }
-                Outcome::Unknown => *node = *self.luck.pick(&self.nodes),
+                Outcome::Unknown => *node = *self.luck.pick(&self.cluster.nodes),
                 Outcome::Refused(error) => {
                     let detail = format!("producer {} at {}: {error}", self.id, batch.first);
-                    self.invariants.note(violated("definite-error", detail));
+                    self.cluster
+                        .invariants
+                        .note(violated("definite-error", detail));
                     return None;
                 }
             }
@@ -226,7 +233,7 @@ impl Producer {
             records: batch.records,
             term,
         };
-        self.invariants.acknowledged(self.key, told);
+        self.cluster.invariants.acknowledged(self.key, told);
         self.progress.batches.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -253,8 +260,7 @@ fn spans(unsent: &VecDeque<Unsent>, next: u64) -> bool {
 struct Attempt {
     key: PartitionKey,
     node: NodeId,
-    network: Network,
-    trace: Trace,
+    cluster: Cluster,
     acks: Acks,
 }
 
@@ -265,14 +271,14 @@ impl Attempt {
         let outcome = outcome.unwrap_or(Outcome::Unknown);
         let (partition, node) = (self.key.partition, self.node);
         note!(
-            self.trace,
+            self.cluster.trace,
             "producer {id} p{partition} seq {sequence} at node {node}: {outcome:?}"
         );
         outcome
     }
 
     async fn call(&self, batch: RecordBatch) -> Outcome {
-        let (network, node) = (&self.network, self.node);
+        let (network, node) = (&self.cluster.network, self.node);
         let boot = network.boot(node);
         let Some(partition) = network.partition(node, self.key) else {
             return Outcome::Elsewhere(None);
@@ -281,6 +287,9 @@ impl Attempt {
             .append(batch, self.acks, Duration::from_secs(10))
             .await;
         let term = Term::new(partition.leader().1.get().max(0) as u64);
+        if answer.is_ok() && self.acks == Acks::All {
+            self.cluster.invariants.takes_part(self.key, node);
+        }
         // A connection to a node that died in between is gone, and the answer with it.
         if network.boot(node) != boot {
             return Outcome::Unknown;

@@ -4,21 +4,27 @@
 //! that delays, loses and cuts. The same seed gives the same run. Each seed runs in a process of its own, since a process's
 //! randomness can be begun only once.
 
+mod calm;
 mod clock;
 mod cluster;
 mod disk;
 mod entropy;
 mod faults;
 mod invariants;
+mod liveness;
 mod load;
 mod luck;
+mod moves;
 mod mutants;
 mod network;
+mod placement;
 mod readers;
+mod replicas;
 mod retention;
 mod run;
 mod seeds;
 mod trace;
+mod transfers;
 mod wire;
 mod workers;
 
@@ -39,9 +45,9 @@ struct Options {
     /// How long things go wrong in each, in simulated minutes.
     #[arg(long, default_value_t = 5.0)]
     minutes_each: f64,
-    /// 3 or 5; without it, seeds take turns: most have three nodes.
+    /// How many replicas a partition has; there is one node more. Without it, seeds take turns: most have three.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=9))]
-    nodes: Option<u64>,
+    replicas: Option<u64>,
     #[arg(long, default_value_t = 2)]
     partitions: u32,
     /// For each partition.
@@ -66,10 +72,12 @@ struct Options {
 
 impl Options {
     fn plan(&self, seed: u64) -> Plan {
-        let nodes = if seed % 4 == 3 { 5 } else { 3 };
+        let replicas = if seed % 4 == 3 { 5 } else { 3 };
+        let replicas = self.replicas.unwrap_or(replicas);
         Plan {
             seed,
-            nodes: self.nodes.unwrap_or(nodes),
+            nodes: replicas + 1,
+            replicas: replicas as usize,
             partitions: self.partitions,
             producers: self.producers,
             faulty: Duration::from_secs_f64(self.minutes_each * 60.0),

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use futures::{StreamExt, channel::mpsc, stream::BoxStream};
 use quipu_model::ProducerEpoch;
 use quipu_replication::{AppendOutcome, AppendParts, Partition};
-use quipu_storage::Payload;
+use quipu_storage::{ControlKind, Payload};
 
 use crate::wire::{Outcomes, receive};
 
@@ -42,6 +42,22 @@ pub(crate) enum Mutant {
     StaysCut,
     /// A node's leader shows a high watermark of zero once.
     MarkGoesBack,
+    /// A replica becomes a voter before it has caught up.
+    VotesTooEarly,
+    /// A move is said to be done, and the old replicas are removed, before the voters changed.
+    FinishesUnmoved,
+    /// Followers go from the old voters to the new ones at once.
+    SkipsTheJointStep,
+    /// A replica that was removed goes on.
+    StaysBehind,
+    /// A replica that lost its files says that it has what it had.
+    ClaimsItsOldLog,
+    /// Leadership is handed over to a replica that lacks entries.
+    TransfersToOneBehind,
+    /// Replicas are not told of nodes that are lost.
+    HidesLosses,
+    /// Groups never sleep.
+    StaysAwake,
 }
 
 impl Mutant {
@@ -69,6 +85,15 @@ impl Mutant {
             Self::AltersBatches => &["unchanged", "equal"],
             Self::StaysCut => &["progress"],
             Self::MarkGoesBack => &["high-watermark"],
+            Self::VotesTooEarly => &["caught-up"],
+            Self::FinishesUnmoved => &["agreed", "acknowledged", "progress"],
+            Self::SkipsTheJointStep => &["configurations"],
+            Self::StaysBehind => &["removed"],
+            // A leader that takes a claim for true sends what comes after it, and is refused.
+            Self::ClaimsItsOldLog => &["acknowledged", "unchanged", "equal", "panic", "agreed"],
+            Self::TransfersToOneBehind => &["handover"],
+            Self::HidesLosses => &["wakes"],
+            Self::StaysAwake => &["silent"],
         }
     }
 }
@@ -104,6 +129,31 @@ pub(crate) fn answer_at_once(
         }
     });
     told.boxed()
+}
+
+/// Says of every request that the log agreed with it.
+pub(crate) fn claim_all(partition: Partition, parts: BoxStream<'static, AppendParts>) -> Outcomes {
+    let answers = receive(partition, parts);
+    let claim = |answer| match answer {
+        Ok(AppendOutcome::Conflict(at)) => Ok(AppendOutcome::Matched(Some(at))),
+        answer => answer,
+    };
+    answers.map(claim).boxed()
+}
+
+/// Leaves out the old voters where a change asks for both majorities.
+pub(crate) fn skip_the_joint_step(mut parts: AppendParts) -> AppendParts {
+    for entry in &mut parts.entries {
+        if let Payload::Control(control) = &mut entry.payload
+            && control.kind == ControlKind::Membership
+            && control.bytes[1] == 2
+        {
+            let before = 3 + 8 * usize::from(control.bytes[3]);
+            let new = &control.bytes[1 + before..];
+            control.bytes = [&[1, 1], new].concat().into();
+        }
+    }
+    parts
 }
 
 /// Makes another batch of each, whose checksum fits.

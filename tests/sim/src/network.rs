@@ -37,12 +37,17 @@ struct State {
     lost: u64,
     /// What every message takes longer, at most.
     delay_ms: u64,
+    /// Counts replicas that were served.
+    served: u64,
+    /// Counts messages between nodes.
+    messages: u64,
 }
 
 #[derive(Clone, Debug)]
 struct Up {
     boot: u64,
-    partitions: BTreeMap<PartitionKey, Partition>,
+    /// Each with its number among all that were ever served.
+    partitions: BTreeMap<PartitionKey, (u64, Partition)>,
 }
 
 impl Network {
@@ -54,6 +59,8 @@ impl Network {
             stalled: BTreeSet::new(),
             lost: 0,
             delay_ms: 0,
+            served: 0,
+            messages: 0,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -67,8 +74,18 @@ impl Network {
     }
 
     pub(crate) fn serve(&self, node: NodeId, partition: Partition) {
+        let mut state = self.state.lock();
+        state.served += 1;
+        let number = state.served;
+        if let Some(up) = state.up.get_mut(&node) {
+            up.partitions.insert(partition.key(), (number, partition));
+        }
+    }
+
+    /// The node has no replica of that any more.
+    pub(crate) fn unserve(&self, node: NodeId, key: PartitionKey) {
         if let Some(up) = self.state.lock().up.get_mut(&node) {
-            up.partitions.insert(partition.key(), partition);
+            up.partitions.remove(&key);
         }
     }
 
@@ -78,13 +95,13 @@ impl Network {
 
     /// A node's replica, where that is up.
     pub(crate) fn partition(&self, node: NodeId, key: PartitionKey) -> Option<Partition> {
-        self.state
-            .lock()
-            .up
-            .get(&node)?
-            .partitions
-            .get(&key)
-            .cloned()
+        Some(self.served(node, key)?.1)
+    }
+
+    /// The same, with its number among all that were ever served.
+    pub(crate) fn served(&self, node: NodeId, key: PartitionKey) -> Option<(u64, Partition)> {
+        let state = self.state.lock();
+        state.up.get(&node)?.partitions.get(&key).cloned()
     }
 
     /// Which life of a node is up.
@@ -147,8 +164,14 @@ impl Network {
         Some(takes + state.luck.millis(0..more + 1))
     }
 
+    /// How many messages went from one node to another so far.
+    pub(crate) fn messages(&self) -> u64 {
+        self.state.lock().messages
+    }
+
     /// Takes as long as a message does; for ever, where it gets lost.
     pub(crate) async fn travel(&self, from: NodeId, to: NodeId) {
+        self.state.lock().messages += 1;
         let takes = self.send();
         let Some(takes) = takes.filter(|_| !self.is_blocked(from, to)) else {
             return tokio::time::sleep(FOR_EVER).await;
@@ -175,6 +198,23 @@ impl Network {
 
     fn is_blocked(&self, from: NodeId, to: NodeId) -> bool {
         self.state.lock().blocked.contains(&(from, to))
+    }
+
+    /// Whether two nodes run and hear each other.
+    pub(crate) fn talks(&self, one: NodeId, other: NodeId) -> bool {
+        let state = self.state.lock();
+        let blocked = |from, to| state.blocked.contains(&(from, to));
+        [one, other]
+            .iter()
+            .all(|node| state.up.contains_key(node) && !state.stalled.contains(node))
+            && !blocked(one, other)
+            && !blocked(other, one)
+    }
+
+    /// Whether a node and those that it talks to are more than half of all.
+    pub(crate) fn reaches_majority(&self, node: NodeId, all: &[NodeId]) -> bool {
+        let reached = all.iter().filter(|other| self.talks(node, **other));
+        reached.count() * 2 > all.len()
     }
 
     fn is_stalled(&self, node: NodeId) -> bool {

@@ -24,19 +24,15 @@ impl Reader {
         loop {
             tokio::time::sleep(self.luck.millis(20..400)).await;
             let network = &self.cluster.network;
-            let (boot, partition) = (
-                network.boot(self.node),
-                network.partition(self.node, self.key),
-            );
-            if let (Some(boot), Some(partition)) = (boot, partition) {
-                let mark = self.look(boot, &partition).await;
+            if let Some((number, partition)) = network.served(self.node, self.key) {
+                let mark = self.look(number, &partition).await;
                 next = next.max(partition.start_offset());
-                self.read(boot, &partition, &mut next, mark).await;
+                self.read(number, &partition, &mut next, mark).await;
             }
         }
     }
 
-    async fn look(&self, boot: u64, partition: &Partition) -> Offset {
+    async fn look(&self, number: u64, partition: &Partition) -> Offset {
         let term = partition.leader().1;
         let leads = partition.is_leader()
             && partition
@@ -50,14 +46,14 @@ impl Reader {
             Some(Mutant::MarkGoesBack) if mark > Offset::new(500) => Offset::ZERO,
             _ => mark,
         };
-        let life = (self.node, boot);
+        let life = (self.node, number);
         self.cluster
             .invariants
             .high_watermark(self.key, life, shown, leads);
         mark
     }
 
-    async fn read(&self, boot: u64, partition: &Partition, next: &mut Offset, mark: Offset) {
+    async fn read(&self, number: u64, partition: &Partition, next: &mut Offset, mark: Offset) {
         let cluster = &self.cluster;
         let read = match cluster.mutant {
             Some(Mutant::ReadsPastTheMark) => self.read_to_the_end(*next),
@@ -85,12 +81,17 @@ impl Reader {
                 cluster.invariants.read(self.key, self.node, *next, bytes);
                 *next = to;
             }
-            // A node that died meanwhile has no disk to read from.
-            Some(Err(_)) if cluster.network.boot(self.node) != Some(boot) => {}
+            // A node that died meanwhile has no disk to read from, and one that left has no files.
+            Some(Err(_)) if self.served() != Some(number) => {}
             Some(Err(error)) => {
                 note!(cluster.trace, "reader {} p{part}: {error}", self.node);
             }
         }
+    }
+
+    fn served(&self) -> Option<u64> {
+        let served = self.cluster.network.served(self.node, self.key);
+        served.map(|(number, _)| number)
     }
 
     /// What the log holds, committed or not.

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    calm,
     cluster::Cluster,
     entropy, faults,
     invariants::{
@@ -28,12 +29,15 @@ use crate::{
         progress::{self, BECOMES_EQUAL, TAKES_RECORDS},
         violated,
     },
+    liveness,
     load::{Producer, Progress},
     luck::Luck,
+    moves,
     mutants::Mutant,
     readers::Reader,
     retention,
     trace::Trace,
+    transfers,
 };
 
 /// What is run.
@@ -42,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) nodes: u64,
     pub(crate) partitions: u32,
+    /// Of each partition, to begin with and in the end.
+    pub(crate) replicas: usize,
     /// For each partition.
     pub(crate) producers: u32,
     /// How long things go wrong.
@@ -115,7 +121,7 @@ async fn simulate(plan: Plan, show: &mpsc::Sender<Trace>) -> Outcome {
     let _ = show.send(trace.clone());
     listen(&trace);
     let start = Instant::now();
-    let shape = (plan.nodes, plan.partitions);
+    let shape = (plan.nodes, plan.partitions, plan.replicas);
     let cluster = Cluster::new(plan.seed, shape, trace.clone(), plan.mutant);
     let course = Course {
         cluster: cluster.clone(),
@@ -190,25 +196,45 @@ impl Course {
             tokio::spawn(reader.run());
         }
         let producers = self.start_producers();
-        let retention: Vec<_> = cluster
-            .keys
-            .iter()
-            .enumerate()
-            .map(|(n, key)| {
-                let luck = Luck::stream(self.plan.seed, 20_000 + n as u64);
-                tokio::spawn(retention::run(cluster.clone(), *key, luck))
-            })
-            .collect();
+        let retention = self.for_each_key(20_000, retention::run);
+        let mut trouble = self.for_each_key(30_000, moves::ask);
+        trouble.extend(self.for_each_key(40_000, transfers::run));
+        self.for_each_key(50_000, moves::see_to);
+        tokio::spawn(liveness::watch(cluster.clone()));
         let faults = faults::run(cluster.clone(), Luck::stream(self.plan.seed, 3));
-        let faults = tokio::spawn(faults);
+        trouble.push(tokio::spawn(faults));
         sleep(self.plan.faulty).await;
-        faults.abort();
+        trouble.iter().for_each(JoinHandle::abort);
         self.heal().await;
         retention.iter().for_each(JoinHandle::abort);
         self.take_records(&producers).await;
+        calm::settle(cluster, self.plan.replicas).await;
+        calm::hand_over(cluster).await;
+        let down = calm::sleep_and_wake(cluster).await;
+        self.take_records(&producers).await;
+        if let Some(down) = down {
+            cluster.start(down).await;
+        }
         self.stop_producers(producers).await;
         self.become_equal().await;
         self.compare().await;
+    }
+
+    /// Runs something for every partition, each with luck of its own.
+    fn for_each_key<F>(
+        &self,
+        purpose: u64,
+        run: impl Fn(Cluster, PartitionKey, Luck) -> F,
+    ) -> Vec<JoinHandle<()>>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let keys = self.cluster.keys.iter().zip(purpose..);
+        keys.map(|(key, purpose)| {
+            let luck = Luck::stream(self.plan.seed, purpose);
+            tokio::spawn(run(self.cluster.clone(), *key, luck))
+        })
+        .collect()
     }
 
     fn pairs(&self) -> impl Iterator<Item = (NodeId, PartitionKey)> {
@@ -226,13 +252,9 @@ impl Course {
                 let producer = Producer {
                     key: *key,
                     id: ProducerId::new(number as i64 + 1),
-                    nodes: self.cluster.nodes.clone(),
-                    network: self.cluster.network.clone(),
-                    invariants: self.cluster.invariants.clone(),
-                    trace: self.cluster.trace.clone(),
+                    cluster: self.cluster.clone(),
                     luck: Luck::stream(self.plan.seed, 1000 + number),
                     progress: Arc::clone(&progress),
-                    mutant: self.plan.mutant,
                 };
                 let task = tokio::spawn(producer.run());
                 all.push(Running {
@@ -249,6 +271,7 @@ impl Course {
     async fn heal(&self) {
         let cluster = &self.cluster;
         note(cluster, "all is well from here on");
+        cluster.quiet.store(false, Ordering::Relaxed);
         for node in cluster.running() {
             if let Some(up) = cluster.up(node) {
                 up.disk.stay_on();
@@ -318,7 +341,8 @@ impl Course {
         let cluster = &self.cluster;
         for key in &cluster.keys {
             let equal = || {
-                let mut ends = cluster.nodes.iter().map(|node| {
+                let replicas = cluster.placement.replicas(*key);
+                let mut ends = replicas.iter().map(|node| {
                     let partition = cluster.network.partition(*node, *key)?;
                     let mark = *partition.high_watermark().borrow();
                     let state = cluster.up(*node)?.store.partition(*key)?.state();
@@ -339,10 +363,11 @@ impl Course {
     async fn compare(&self) {
         for key in &self.cluster.keys {
             let mut logs = BTreeMap::new();
-            for node in &self.cluster.nodes {
-                logs.insert(*node, self.read_all(*node, *key).await);
+            for node in self.cluster.placement.replicas(*key) {
+                logs.insert(node, self.read_all(node, *key).await);
             }
             self.cluster.invariants.ended(*key, &logs);
+            calm::check_agreed(&self.cluster, *key);
         }
     }
 

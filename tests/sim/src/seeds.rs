@@ -73,7 +73,7 @@ fn arguments(options: &Options, seed: u64, mutant: Option<Mutant>) -> Vec<String
         "--one".to_owned(),
         format!("--first-seed={seed}"),
         format!("--minutes-each={}", options.minutes_each),
-        format!("--nodes={}", plan.nodes),
+        format!("--replicas={}", plan.replicas),
         format!("--partitions={}", options.partitions),
         format!("--producers={}", options.producers),
     ];

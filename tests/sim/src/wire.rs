@@ -19,10 +19,10 @@ use quipu_replication::{
 use tokio::time::timeout;
 
 use crate::{
-    invariants::Invariants,
-    mutants::Mutant,
-    network::{Link, Network},
-    trace::{Trace, note},
+    cluster::Cluster,
+    mutants::{self, Mutant},
+    network::Link,
+    trace::note,
 };
 
 /// How many messages of a stream are under way at once.
@@ -35,18 +35,15 @@ const LATER_MS: u64 = 2500;
 /// What one life of a node sends with.
 #[derive(Clone, Debug)]
 pub(crate) struct Wire {
-    pub(crate) network: Network,
     pub(crate) node: NodeId,
     pub(crate) boot: u64,
-    pub(crate) trace: Trace,
-    pub(crate) invariants: Invariants,
-    pub(crate) mutant: Option<Mutant>,
+    pub(crate) cluster: Cluster,
 }
 
 impl Wire {
     fn link(&self, to: NodeId) -> Link {
         Link {
-            network: self.network.clone(),
+            network: self.cluster.network.clone(),
             from: self.node,
             boot: self.boot,
             to,
@@ -96,11 +93,13 @@ impl Wire {
         before: bool,
     ) -> Called<'static, VoteResponse> {
         let parts = VoteParts::from(request);
-        let (trace, from, mutant) = (self.trace.clone(), self.node, self.mutant);
+        let (cluster, from, mutant) = (self.cluster.clone(), self.node, self.cluster.mutant);
         let part = key.partition;
+        cluster.invariants.takes_part(key, from);
         let deliver = move |partition: Partition| {
-            let trace = trace.clone();
+            let cluster = cluster.clone();
             async move {
+                let trace = &cluster.trace;
                 let what = if before { "would vote" } else { "vote" };
                 let candidate = parts.candidate;
                 note!(
@@ -114,6 +113,9 @@ impl Wire {
                     partition.receive_vote(parts.into()).await?
                 };
                 let mut outcome = VoteOutcome::from(answer);
+                if outcome.granted {
+                    cluster.invariants.takes_part(key, to);
+                }
                 if !before && mutant == Some(Mutant::VotesTwice) {
                     outcome.granted = true;
                     outcome.vote = candidate;
@@ -122,9 +124,9 @@ impl Wire {
                 Ok(VoteResponse::from(outcome))
             }
         };
-        if self.network.per_mille(TWICE) {
+        if self.cluster.network.per_mille(TWICE) {
             let (again, link) = (deliver.clone(), self.link(to));
-            let later = self.network.millis(LATER_MS);
+            let later = self.cluster.network.millis(LATER_MS);
             tokio::spawn(async move {
                 tokio::time::sleep(later).await;
                 link.there().await;
@@ -151,7 +153,7 @@ impl Wire {
         let parts = request.into_parts().map_err(|error| bad(&error))?;
         let part = key.partition;
         note!(
-            self.trace,
+            self.cluster.trace,
             "{}>{to} p{part} append t{} prev {:?} +{} committed {:?}",
             self.node,
             parts.leader.term,
@@ -159,10 +161,14 @@ impl Wire {
             parts.entries.len(),
             parts.committed
         );
-        self.invariants.leader_spoke(key, parts.leader);
-        if self.mutant == Some(Mutant::AltersBatches) && to == NodeId::new(3) {
-            return Ok(crate::mutants::alter(parts));
-        }
+        self.cluster.invariants.leader_spoke(key, parts.leader);
+        let parts = match self.cluster.mutant {
+            Some(Mutant::AltersBatches) if to == NodeId::new(3) => mutants::alter(parts),
+            Some(Mutant::SkipsTheJointStep) => mutants::skip_the_joint_step(parts),
+            _ => parts,
+        };
+        let last = |node| self.cluster.last_index(node, key);
+        self.cluster.invariants.appended(key, &parts.entries, last);
         Ok(parts)
     }
 }
@@ -194,7 +200,7 @@ impl Transport for Wire {
             .take_while(|parts| std::future::ready(parts.is_ok()))
             .filter_map(|parts| std::future::ready(parts.ok()))
             .boxed();
-        let (mutant, trace, from) = (self.mutant, self.trace.clone(), self.node);
+        let (cluster, from) = (self.cluster.clone(), self.node);
         let part = key.partition;
         async move {
             // Connecting takes its time, also to be refused.
@@ -206,19 +212,22 @@ impl Transport for Wire {
                 return Err(link.lost("no connection"));
             }
             let partition = link.reach(key)?;
-            let answers = if mutant == Some(Mutant::AnswersBeforeFlush) {
-                crate::mutants::answer_at_once(partition, parts)
-            } else {
-                receive(partition, parts)
+            let answers = match cluster.mutant {
+                Some(Mutant::AnswersBeforeFlush) => mutants::answer_at_once(partition, parts),
+                Some(Mutant::ClaimsItsOldLog) => mutants::claim_all(partition, parts),
+                _ => receive(partition, parts),
             };
             let back = link.clone();
             let answers = answers
                 .map(move |answer| {
-                    let (back, trace) = (back.clone(), trace.clone());
+                    let (back, cluster) = (back.clone(), cluster.clone());
                     async move {
+                        if matches!(answer, Ok(AppendOutcome::Matched(_))) {
+                            cluster.invariants.takes_part(key, target);
+                        }
                         back.back().await;
                         back.reach(key)?;
-                        note!(trace, "{target}>{from} p{part} appended {answer:?}");
+                        note!(cluster.trace, "{target}>{from} p{part} appended {answer:?}");
                         answer
                             .map(AppendResponse::from)
                             .map_err(|error| back.lost(&error.to_string()))
@@ -260,7 +269,11 @@ impl Transport for Wire {
     ) -> Called<'_, SnapshotResponse> {
         let parts = quipu_replication::SnapshotParts::from(request);
         let part = key.partition;
-        note!(self.trace, "{}>{target} p{part} {parts:?}", self.node);
+        note!(
+            self.cluster.trace,
+            "{}>{target} p{part} {parts:?}",
+            self.node
+        );
         self.call(target, key, within, move |partition| {
             let request = SnapshotRequest::from_parts(&parts);
             async move {
@@ -280,7 +293,11 @@ impl Transport for Wire {
     ) -> Called<'_, TransferResponse> {
         let parts = TransferParts::from(request);
         let part = key.partition;
-        note!(self.trace, "{}>{target} p{part} {parts:?}", self.node);
+        note!(
+            self.cluster.trace,
+            "{}>{target} p{part} {parts:?}",
+            self.node
+        );
         self.call(target, key, within, move |partition| async move {
             let answer = partition.receive_transfer(parts.into()).await?;
             Ok(TransferOutcome::from(answer).into())
@@ -296,7 +313,11 @@ impl Transport for Wire {
     ) -> Called<'_, SleepResponse> {
         let parts = SleepParts::from(request);
         let part = key.partition;
-        note!(self.trace, "{}>{target} p{part} {parts:?}", self.node);
+        note!(
+            self.cluster.trace,
+            "{}>{target} p{part} {parts:?}",
+            self.node
+        );
         self.call(target, key, within, move |partition| async move {
             let answer = partition.receive_sleep(parts.into()).await?;
             Ok(SleepOutcome::from(answer).into())

@@ -250,7 +250,45 @@ impl Broker {
     }
 
     fn is_ready(&self) -> bool {
-        http_status(&self.http, "/readyz").is_ok_and(|line| line.contains(" 200 "))
+        http_get(&self.http, "/readyz").is_ok_and(|answer| is_ok(&answer))
+    }
+
+    /// Waits until it is not ready, and says something with `reason` for it.
+    ///
+    /// # Errors
+    /// Where it ends, or never says so.
+    pub fn wait_unready(&mut self, reason: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            ensure!(!self.has_ended()?, "it ended: {}", self.log()?);
+            let answer = http_get(&self.http, "/readyz").unwrap_or_default();
+            if !is_ok(&answer) && answer.contains(reason) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "it says {answer:?}: {}",
+                self.log()?
+            );
+            thread::sleep(POLL);
+        }
+    }
+
+    /// What `/metrics` says of a metric, all of its lines; 0 where it does not name it.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let answer = http_get(&self.http, "/metrics")?;
+        let values = answer.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = match rest.strip_prefix('{') {
+                Some(labelled) => labelled.rsplit_once("} ")?.1,
+                None => rest.strip_prefix(' ')?,
+            };
+            value.parse::<f64>().ok()
+        });
+        Ok(values.sum())
     }
 }
 
@@ -262,7 +300,11 @@ impl Drop for Broker {
     }
 }
 
-fn http_status(address: &str, path: &str) -> Result<String> {
+fn is_ok(answer: &str) -> bool {
+    answer.starts_with("HTTP/1.1 200 ")
+}
+
+fn http_get(address: &str, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(
@@ -271,7 +313,7 @@ fn http_status(address: &str, path: &str) -> Result<String> {
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    Ok(answer.lines().next().unwrap_or_default().to_owned())
+    Ok(answer)
 }
 
 /// An address that nobody listened on a moment ago. Its port is below those that the system gives to outgoing connections, of

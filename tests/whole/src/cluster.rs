@@ -88,7 +88,11 @@ impl Cluster {
         self.node(node)?.wait_ready()
     }
 
-    fn node(&mut self, node: u64) -> Result<&mut Broker> {
+    /// A node's process.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub fn node(&mut self, node: u64) -> Result<&mut Broker> {
         let running = self.running.get_mut(&node);
         running.with_context(|| format!("node {node} does not run"))
     }

@@ -119,6 +119,7 @@ fn a_node_joins_takes_partitions_and_another_leaves_for_good() -> Result<()> {
 
     let left = cluster.succeed(&["cluster", "decommission", "2"], b"")?;
     ensure!(left.contains("node 2 is out of the cluster"), "{left}");
+    is_out(&mut cluster, 2)?;
     cluster.take(2)?.terminate()?;
     produce(&cluster, 2000..3000)?;
     has_records(&cluster, 0..3000)?;
@@ -139,6 +140,47 @@ fn a_node_joins_takes_partitions_and_another_leaves_for_good() -> Result<()> {
         thread::sleep(Duration::from_millis(100));
     }
     Ok(())
+}
+
+/// The node knows that it was removed, says so once, and is quiet from then on.
+fn is_out(cluster: &mut Cluster, node: u64) -> Result<()> {
+    let broker = cluster.node(node)?;
+    broker.wait_unready("removed from the cluster")?;
+    thread::sleep(Duration::from_secs(1));
+    let before = broker.log()?;
+    thread::sleep(Duration::from_secs(5));
+    let after = broker.log()?;
+    let told = after.matches("it may be shut down").count();
+    ensure!(before == after && told == 1, "{after}");
+    Ok(())
+}
+
+#[test]
+fn a_node_that_was_removed_while_it_was_down_finds_out_when_it_comes_back() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::start(dir.path().to_owned())?;
+    create(&cluster, "2")?;
+    cluster.revive(4)?;
+    let reassign = ["cluster", "reassign", "orders", "--partition", "0"];
+    cluster.succeed(&[&reassign[..], &["--replicas", "4,1,2"]].concat(), b"")?;
+    for node in [4, 3] {
+        cluster.take(node)?.kill()?;
+        if node == 3 {
+            // Another has to take its place.
+            cluster.revive(5)?;
+        }
+        let number = node.to_string();
+        cluster.succeed(&["cluster", "decommission", &number], b"")?;
+        cluster.spawn(node)?;
+        is_out(&mut cluster, node)?;
+    }
+    // Its number is used up, also with nothing in its directory.
+    cluster.take(4)?.terminate()?;
+    fs::remove_dir_all(cluster.data(4))?;
+    cluster.spawn(4)?;
+    is_out(&mut cluster, 4)?;
+    produce(&cluster, 0..100)?;
+    has_records(&cluster, 0..100)
 }
 
 #[test]

@@ -17,10 +17,13 @@ use super::AddressBook;
 use crate::{
     core::Core,
     error::{BrokerError, NodeAddress, Reason},
+    grpc::Seat,
     metadata::Carrier,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Of a node that is silent for longer, the other end takes it that it is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Carries changes to other nodes' gRPC listeners. Changes are rare: each gets a connection of its own.
 #[derive(Debug)]
@@ -49,7 +52,8 @@ impl Carrier for ChangeCarrier {
         };
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| unreached(&error))?
-            .connect_timeout(CONNECT_TIMEOUT);
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_INTERVAL);
         let connecting = timeout_at(deadline, endpoint.connect()).await;
         let channel = connecting
             .map_err(|error| unreached(&error))?
@@ -107,6 +111,9 @@ impl ControllerApi for ControllerService {
         &self,
         request: Request<ChangeRequest>,
     ) -> Result<Response<ChangeResponse>, Status> {
+        if let Some(seat) = request.extensions().get::<Arc<Seat>>() {
+            seat.give_to_node()?;
+        }
         let made = self.make(request.into_inner()).await;
         Ok(Response::new(made.unwrap_or_else(|error| ChangeResponse {
             error: Some(v1::Error::from(error)),

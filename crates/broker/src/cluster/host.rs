@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use futures::future::BoxFuture;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
 use quipu_replication::{Partition, Replicator};
 use quipu_storage::Store;
@@ -9,7 +10,7 @@ use tokio::sync::watch;
 
 use super::LeaderTable;
 use crate::{
-    metadata::{Metadata, other_directory},
+    metadata::{Metadata, other_directory, removed},
     partitions::PartitionTable,
     peer::{Host, Identity},
 };
@@ -45,10 +46,7 @@ impl Host for NodeHost {
     fn admit(&self, peer: &Identity) -> Result<(), String> {
         let image = self.metadata.image();
         if image.removed_nodes.contains(&peer.node) {
-            return Err(format!(
-                "node {} was removed from the cluster: start it on an empty data directory with a --node-id that was never used",
-                peer.node
-            ));
+            return Err(removed(peer.node).message);
         }
         let known = match image.nodes.get(&peer.node) {
             Some(registered) => registered.directory_id,
@@ -97,6 +95,18 @@ impl Host for NodeHost {
         if !up {
             self.replicator.node_lost(node);
         }
+    }
+
+    fn peer_gone(&self, node: NodeId) {
+        self.replicator.node_gone(node);
+    }
+
+    fn removal_of(&self, node: NodeId) -> BoxFuture<'static, String> {
+        let metadata = Arc::clone(&self.metadata);
+        Box::pin(async move {
+            metadata.removal_of(node).await;
+            removed(node).message
+        })
     }
 
     fn refused(&self, by: NodeId, reason: &str) {

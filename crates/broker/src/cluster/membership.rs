@@ -1,12 +1,13 @@
 //! How this node becomes part of the cluster, and how the metadata's group comes to have all nodes.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use quipu_model::{NodeId, Offset};
 use quipu_proto::peer::v1::{ChangeRequest, RegisterNode, change_request::Change};
 use quipu_replication::{AppendError, Partition};
 use tokio::time::Instant;
 
+use super::AddressBook;
 use crate::{
     error::{BrokerError, Reason},
     metadata::{Carrier, Controller, Metadata, MetadataImage},
@@ -16,8 +17,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Registration {
     pub(crate) node: RegisterNode,
-    /// Whom to ask while this node does not know the metadata's leader.
+    /// Whom to ask while this node does not know the metadata's leader, beside the nodes that it knows.
     pub(crate) seeds: Vec<String>,
+    pub(crate) book: Arc<AddressBook>,
     pub(crate) carrier: Arc<dyn Carrier>,
 }
 
@@ -37,13 +39,15 @@ impl Registration {
     ) -> Result<Offset, BrokerError> {
         let mut pause = Self::FIRST_PAUSE;
         loop {
-            let tried = if controller.knows_leader() {
-                let changed = controller
-                    .change(Change::RegisterNode(self.node.clone()))
-                    .await;
-                changed.map(|changed| changed.offset)
-            } else {
-                self.ask_seeds(metadata).await
+            let mut tried = Err(no_leader());
+            if controller.knows_leader() {
+                let register = Change::RegisterNode(self.node.clone());
+                tried = controller.change(register).await;
+            }
+            // Who it takes for the leader may have been one long ago.
+            let tried = match tried {
+                Err(error) if error.reason.is_retryable() => self.ask_seeds(metadata, error).await,
+                tried => tried.map(|changed| changed.offset),
             };
             match tried {
                 Err(error) if error.reason.is_retryable() => {
@@ -56,13 +60,23 @@ impl Registration {
         }
     }
 
-    async fn ask_seeds(&self, metadata: &Metadata) -> Result<Offset, BrokerError> {
-        let mut last = BrokerError::new(
-            Reason::NotLeader,
-            "the leader of the cluster's metadata is not known yet",
-        );
+    /// Whether the cluster says that this node was removed from it.
+    pub(crate) async fn finds_removal(&self, metadata: &Metadata) -> bool {
+        let asked = self.ask_seeds(metadata, no_leader()).await;
+        asked.is_err_and(|error| error.reason == Reason::NodeRemoved)
+    }
+
+    /// # Errors
+    /// The last one, `last` where there is nobody to ask.
+    async fn ask_seeds(
+        &self,
+        metadata: &Metadata,
+        mut last: BrokerError,
+    ) -> Result<Offset, BrokerError> {
         let cluster_id = metadata.image().cluster_id;
-        for seed in &self.seeds {
+        let mut seeds: BTreeSet<_> = self.book.others().into_values().collect();
+        seeds.extend(self.seeds.iter().cloned());
+        for seed in seeds {
             let request = ChangeRequest {
                 cluster_id: cluster_id
                     .map_or_else(Vec::new, |id| id.as_bytes().to_vec())
@@ -71,7 +85,7 @@ impl Registration {
                 change: Some(Change::RegisterNode(self.node.clone())),
             };
             let deadline = Instant::now() + Self::PATIENCE;
-            match self.carrier.carry(seed, request, deadline).await {
+            match self.carrier.carry(&seed, request, deadline).await {
                 Ok(response) => match response.error {
                     None => return Ok(Offset::new(response.offset)),
                     Some(error) => last = error.into(),
@@ -84,6 +98,13 @@ impl Registration {
         }
         Err(last)
     }
+}
+
+fn no_leader() -> BrokerError {
+    BrokerError::new(
+        Reason::NotLeader,
+        "the leader of the cluster's metadata is not known yet",
+    )
 }
 
 /// The metadata's group, as its leader sees to it.

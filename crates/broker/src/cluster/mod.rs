@@ -7,6 +7,7 @@ mod host;
 mod leaders;
 mod membership;
 mod moves;
+mod removal;
 mod watch;
 
 pub(crate) use book::AddressBook;
@@ -16,4 +17,5 @@ pub(crate) use host::NodeHost;
 pub(crate) use leaders::LeaderTable;
 pub(crate) use membership::{MetadataMembers, Registration};
 pub(crate) use moves::Steward;
+pub(crate) use removal::Removal;
 pub(crate) use watch::LeadershipWatcher;

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::MetadataMembers;
-use crate::{core::Core, error::BrokerError, metadata::Assignment};
+use crate::{core::Core, error::BrokerError, metadata::Assignment, standing::is_near};
 
 /// Sees to the partitions that this node leads, until it stops.
 #[derive(Debug)]
@@ -39,8 +39,6 @@ impl Steward {
     /// How often leaders return to where they are preferred.
     const PREFERENCE_INTERVAL: Duration = Duration::from_secs(10);
     const PATIENCE: Duration = Duration::from_secs(10);
-    /// How many entries a replica may lack and still be about to lead or to vote.
-    const NEAR: u64 = 1000;
 
     /// Runs until the node stops.
     pub(crate) async fn run(self) {
@@ -134,13 +132,9 @@ impl Steward {
             return true;
         }
         let progress = partition.progress();
-        progress.iter().any(|follower| {
-            follower.node == node
-                && follower.last.is_none_or(|last| {
-                    let matched = follower.matched.map_or(0, |index| index.get() + 1);
-                    matched + Self::NEAR > last.get()
-                })
-        })
+        progress
+            .iter()
+            .any(|follower| follower.node == node && is_near(follower))
     }
 
     /// Hands over what another node is preferred to lead.

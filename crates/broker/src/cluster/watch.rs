@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::counter::Counter;
 use quipu_model::NodeId;
 use tokio::sync::Notify;
 
@@ -15,6 +16,8 @@ pub(crate) struct LeadershipWatcher {
     pub(crate) links: Arc<PeerLinks>,
     pub(crate) leaders: Arc<LeaderTable>,
     pub(crate) steward: Arc<Notify>,
+    /// How often a replica here began to lead.
+    pub(crate) leaderships: Counter,
 }
 
 impl Watcher for LeadershipWatcher {
@@ -22,7 +25,7 @@ impl Watcher for LeadershipWatcher {
         let node = self.node;
         let (links, leaders) = (Arc::clone(&self.links), Arc::clone(&self.leaders));
         let (steward, stopped) = (Arc::clone(&self.steward), running.stopped.clone());
-        let key = running.partition.key();
+        let (key, leaderships) = (running.partition.key(), self.leaderships.clone());
         let mut leadership = running.partition.leadership();
         leadership.mark_changed();
         tokio::spawn(async move {
@@ -36,6 +39,7 @@ impl Watcher for LeadershipWatcher {
                     leaders.heard(leader, &[(key, now.epoch)]);
                 }
                 if now.leader == Some(node) && now.ready {
+                    leaderships.inc();
                     links.announce(vec![(key, now.epoch)]);
                     steward.notify_one();
                 }

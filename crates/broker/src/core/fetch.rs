@@ -122,6 +122,9 @@ impl Core {
     }
 }
 
+/// How often a leader with waiting consumers looks whether a majority still follows it.
+const FOLLOWED_CHECK: Duration = Duration::from_secs(1);
+
 /// A consumer that follows a partition. It holds the memory of the message that was handed out last, and, while it catches up
 /// and the budget has room, of the one after it.
 #[derive(Debug)]
@@ -227,6 +230,12 @@ impl FetchStream {
                     return Err(self.stopped_error());
                 },
                 () = self.found.running.stopped.cancelled() => {}
+                // Others may have a leader that this one cannot hear of, and that takes new records.
+                () = tokio::time::sleep(FOLLOWED_CHECK) => {
+                    if let Some(error) = self.core.led_by_nobody(&self.found.running.partition) {
+                        return Err(error);
+                    }
+                }
                 // A consumer at the end is better served by who has the newest records.
                 changed = self.leadership.changed() => {
                     if changed.is_err() {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use quipu_model::{NodeId, PartitionId, PartitionKey, TopicId};
-use quipu_replication::{AppendError, Partition};
+use quipu_replication::{AppendError, Partition, Replicator};
 use quipu_storage::{Store, io::Clock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ use crate::{
     metadata::{Controller, Metadata},
     metrics::Metrics,
     partitions::{PartitionTable, Running, TopicPartitions},
+    standing::Standing,
 };
 
 /// Everything that serving a request needs.
@@ -46,13 +47,19 @@ pub(crate) struct Core {
     pub(crate) controller: OnceLock<Controller>,
     /// Whether the node is registered and has all of the metadata as of then.
     pub(crate) ready: watch::Sender<bool>,
+    pub(crate) replicator: Replicator,
     pub(crate) metrics: Metrics,
+    pub(crate) standing: Standing,
     /// Bounds what producers sent and is not answered yet.
     pub(crate) produce_memory: MemoryBudget,
     /// Bounds what consumers were sent and have not read yet.
     pub(crate) fetch_memory: MemoryBudget,
+    /// Whether the cluster removed the node.
+    pub(crate) removed: watch::Sender<bool>,
     /// Cancelled when the node stops.
     pub(crate) stop: CancellationToken,
+    /// Cancelled then, and when the node was removed.
+    pub(crate) serving: CancellationToken,
 }
 
 /// A partition found for a request.
@@ -84,6 +91,7 @@ impl Core {
 
     /// A topic by name.
     fn topic(&self, name: &str) -> Result<Arc<TopicPartitions>, BrokerError> {
+        self.check_member()?;
         match self.table.topic(name) {
             // It may be there all the same.
             Err(_) if !*self.ready.borrow() => Err(starting()),
@@ -94,9 +102,25 @@ impl Core {
     /// Where the cluster's metadata is changed.
     ///
     /// # Errors
-    /// Where the node has no place in it yet.
+    /// Where the node has no place in it yet, or no longer.
     pub(crate) fn controller(&self) -> Result<&Controller, BrokerError> {
+        self.check_member()?;
         self.controller.get().ok_or_else(starting)
+    }
+
+    /// # Errors
+    /// Where the cluster removed the node: what it knows is out of date.
+    fn check_member(&self) -> Result<(), BrokerError> {
+        if *self.removed.borrow() {
+            return Err(BrokerError::new(
+                Reason::ShuttingDown,
+                format!(
+                    "node {} was removed from the cluster: ask another node",
+                    self.node
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// Adds who leads the partition, as far as it is known, to an error that says this node does not.
@@ -142,6 +166,16 @@ impl Core {
             self.append_error(AppendError::NotLeader {
                 key: partition.key(),
                 leader: Some(leader).filter(|leader| *leader != self.node),
+            })
+        })
+    }
+
+    /// Why a reader that waits for new records waits in vain: this node takes itself for the leader, and no majority follows it.
+    fn led_by_nobody(&self, partition: &Partition) -> Option<BrokerError> {
+        (partition.is_leader() && !partition.is_followed()).then(|| {
+            self.append_error(AppendError::NotLeader {
+                key: partition.key(),
+                leader: None,
             })
         })
     }

@@ -25,6 +25,8 @@ pub(crate) struct PartitionDescription {
     pub(crate) leaving: Box<[NodeId]>,
     /// Who joins by it.
     pub(crate) joining: Box<[NodeId]>,
+    /// Which replicas are not reached or are far behind; only where this node leads.
+    pub(crate) lagging: Box<[NodeId]>,
     pub(crate) log_start: Offset,
     pub(crate) high_watermark: Offset,
     pub(crate) size_bytes: u64,
@@ -55,17 +57,20 @@ pub(crate) struct NodeDescription {
     pub(crate) replicas: u32,
     /// How many of them lead, by what nodes tell.
     pub(crate) leads: u32,
+    /// What ails it, as far as this node knows: of itself only.
+    pub(crate) trouble: Option<String>,
 }
 
 impl Core {
     /// All topics, by name.
     ///
     /// # Errors
-    /// Where the node belongs to no cluster yet.
+    /// Where the node belongs to no cluster yet, or no longer.
     pub(crate) fn list_topics(
         &self,
         include_internal: bool,
     ) -> Result<Vec<Arc<Topic>>, BrokerError> {
+        self.check_member()?;
         let image = self.metadata.image();
         if image.cluster_id.is_none() {
             return Err(starting());
@@ -117,13 +122,14 @@ impl Core {
             replicas: assignment.replicas.clone(),
             leaving: assignment.leaving.clone(),
             joining: assignment.joining.clone(),
+            lagging: Box::default(),
             log_start: Offset::ZERO,
             high_watermark: Offset::ZERO,
             size_bytes: 0,
             trouble: None,
         };
-        let replica = match entry.find(partition) {
-            Ok(running) => &running.partition,
+        let running = match entry.find(partition) {
+            Ok(running) => running,
             // Other nodes have it.
             Err(error) if error.reason == Reason::NotLeader && leader.is_some() => {
                 return description;
@@ -133,6 +139,7 @@ impl Core {
                 return description;
             }
         };
+        let replica = &running.partition;
         if let Some(damage) = replica.damage() {
             description.trouble = Some(damage.to_string());
             return description;
@@ -144,6 +151,9 @@ impl Core {
             let leader = leader.filter(reached).filter(followed);
             description.leader = leader.and_then(|id| self.book.address_of(id));
             description.leader_epoch = epoch;
+        }
+        if replica.is_leader() {
+            description.lagging = self.lagging(assignment, running).collect();
         }
         description.log_start = replica.start_offset();
         description.high_watermark = *replica.high_watermark().borrow();
@@ -205,6 +215,7 @@ impl Core {
                 .is_some_and(|partition| partition.members().borrow().voters.contains(&id)),
             replicas,
             leads,
+            trouble: (id == self.node).then(|| self.own_trouble()).flatten(),
         }
     }
 

@@ -200,6 +200,7 @@ impl From<PartitionDescription> for v1::PartitionDescription {
             damage: description.trouble.unwrap_or_default(),
             leaving: description.leaving.iter().map(|id| id.get()).collect(),
             joining: description.joining.iter().map(|id| id.get()).collect(),
+            lagging: description.lagging.iter().map(|id| id.get()).collect(),
         }
     }
 }
@@ -214,6 +215,7 @@ impl From<&NodeDescription> for v1::NodeState {
             metadata_voter: node.voter,
             replicas: node.replicas,
             leaders: node.leads,
+            trouble: node.trouble.clone().unwrap_or_default(),
         }
     }
 }

@@ -36,6 +36,7 @@ impl From<Reason> for v1::ErrorReason {
             Reason::TimedOut => Self::TimedOut,
             Reason::InternalTopic => Self::InternalTopic,
             Reason::Internal => Self::Internal,
+            Reason::NodeRemoved => Self::NodeRemoved,
         }
     }
 }
@@ -64,6 +65,7 @@ impl From<v1::Error> for BrokerError {
             v1::ErrorReason::PartitionDamaged => Reason::PartitionDamaged,
             v1::ErrorReason::TimedOut => Reason::TimedOut,
             v1::ErrorReason::InternalTopic => Reason::InternalTopic,
+            v1::ErrorReason::NodeRemoved => Reason::NodeRemoved,
             v1::ErrorReason::Internal | v1::ErrorReason::Unspecified => Reason::Internal,
         };
         let outcome = match error.outcome() {
@@ -92,7 +94,9 @@ fn code(reason: Reason) -> Code {
         Reason::UnknownTopic | Reason::UnknownPartition => Code::NotFound,
         Reason::TopicAlreadyExists | Reason::DuplicateSequence => Code::AlreadyExists,
         Reason::OffsetOutOfRange => Code::OutOfRange,
-        Reason::OutOfOrderSequence | Reason::ProducerFenced => Code::FailedPrecondition,
+        Reason::OutOfOrderSequence | Reason::ProducerFenced | Reason::NodeRemoved => {
+            Code::FailedPrecondition
+        }
         Reason::DiskFull | Reason::Overloaded => Code::ResourceExhausted,
         Reason::NotLeader | Reason::ShuttingDown | Reason::StorageFailed => Code::Unavailable,
         Reason::PartitionDamaged => Code::DataLoss,

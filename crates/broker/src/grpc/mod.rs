@@ -8,4 +8,5 @@ mod log_service;
 mod produce_stream;
 mod server;
 
+pub(crate) use connections::Seat;
 pub(crate) use server::{Server, serve};

@@ -8,7 +8,7 @@ use quipu_proto::{
     v1::{admin_server::AdminServer, log_server::LogServer},
 };
 use tokio::net::TcpListener;
-use tonic::service::InterceptorLayer;
+use tonic::{Request, Status, service::interceptor::InterceptedService};
 
 use super::{admin_service::AdminService, connections, log_service::LogService};
 use crate::{
@@ -37,6 +37,8 @@ pub(crate) struct Server {
     pub(crate) host: Arc<NodeHost>,
     pub(crate) listener: TcpListener,
     pub(crate) max_connections: usize,
+    /// How many bytes of requests each lane of another node may have unanswered.
+    pub(crate) lane_bytes: usize,
 }
 
 /// Why the services could not be put together or the listener ended.
@@ -89,18 +91,28 @@ pub(crate) async fn serve(server: Server) -> Result<(), ServeError> {
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(InterceptorLayer::new(connections::check))
-        .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(admin)
-        .add_service(log)
+        .add_service(for_clients(health_service))
+        .add_service(for_clients(reflection().build_v1()?))
+        .add_service(for_clients(reflection().build_v1alpha()?))
+        .add_service(for_clients(admin))
+        .add_service(for_clients(log))
         .add_service(controller)
-        .add_service(peer::service(server.host, core.stop.clone()))
+        .add_service(peer::service(
+            server.host,
+            core.stop.clone(),
+            server.lane_bytes,
+        ))
         .serve_with_incoming_shutdown(incoming, stopped)
         .await?;
     Ok(())
 }
+
+/// A service for which a connection needs a client's place.
+fn for_clients<S>(service: S) -> InterceptedService<S, Check> {
+    InterceptedService::new(service, connections::check)
+}
+
+type Check = fn(Request<()>) -> Result<Request<()>, Status>;
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()

@@ -163,12 +163,7 @@ fn default_of(name: &str) -> String {
 fn register_node(image: &MetadataImage, node: &RegisterNode) -> Decided {
     let id = NodeId::new(node.node_id);
     if image.removed_nodes.contains(&id) {
-        return Err(refused(
-            Reason::InvalidRequest,
-            format!(
-                "node {id} was removed from the cluster: start this broker on an empty data directory with a --node-id that was never used"
-            ),
-        ));
+        return Err(removed(id));
     }
     let mut records = Vec::new();
     if image.cluster_id.is_none() {
@@ -189,6 +184,17 @@ fn register_node(image: &MetadataImage, node: &RegisterNode) -> Decided {
         })),
     }
     Ok(records)
+}
+
+/// The refusal of a node that was decommissioned. Its number is used up, also with an empty data directory: a replica that was
+/// cut off may still take that number for one whose vote counts, and the empty directory does not know what it must not grant.
+pub(crate) fn removed(node: NodeId) -> BrokerError {
+    refused(
+        Reason::NodeRemoved,
+        format!(
+            "node {node} was removed from the cluster: shut it down; to join anew, start on an empty data directory with a --node-id that was never used"
+        ),
+    )
 }
 
 /// The refusal of a node that comes with another data directory than it had.

@@ -11,7 +11,7 @@ mod replayer;
 
 pub(crate) use assignment::Assignment;
 pub(crate) use controller::{Carrier, Controller, NewTopic};
-pub(crate) use decide::{internal_topic, other_directory};
+pub(crate) use decide::{internal_topic, other_directory, removed};
 pub(crate) use image::{METADATA_KEY, MetadataImage, RegisteredNode, Topic};
 pub(crate) use reconcile::{Reconciler, Watcher};
 pub(crate) use replayer::{Metadata, ReplayError, Replayer};

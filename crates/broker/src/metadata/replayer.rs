@@ -38,6 +38,13 @@ impl Metadata {
     pub(crate) fn applied(&self) -> watch::Receiver<Offset> {
         self.applied.subscribe()
     }
+
+    /// Waits until a node is no longer part of the cluster.
+    pub(crate) async fn removal_of(&self, node: NodeId) {
+        let is_removed = |_: &Offset| self.image().removed_nodes.contains(&node);
+        // The sender lives as long as the image.
+        let _ = self.applied().wait_for(is_removed).await;
+    }
 }
 
 /// Why the metadata cannot be followed any further.

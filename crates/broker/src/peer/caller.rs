@@ -54,17 +54,23 @@ struct State {
 pub(super) struct Caller {
     pub(super) from: NodeId,
     host: Arc<dyn Host>,
+    /// How many bytes of requests may be unanswered before no more are read.
+    lane_bytes: usize,
     state: Mutex<State>,
     wake: Notify,
+    /// Told when requests are answered.
+    freed: Notify,
 }
 
 impl Caller {
-    pub(super) fn new(from: NodeId, host: Arc<dyn Host>) -> Arc<Self> {
+    pub(super) fn new(from: NodeId, host: Arc<dyn Host>, lane_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             from,
             host,
+            lane_bytes,
             state: Mutex::default(),
             wake: Notify::new(),
+            freed: Notify::new(),
         })
     }
 
@@ -76,6 +82,13 @@ impl Caller {
         state.answers.clear();
         drop(state);
         self.wake.notify_one();
+    }
+
+    /// Waits until there is room for the next requests.
+    pub(super) async fn room(&self) {
+        while self.state.lock().open_bytes >= self.lane_bytes {
+            self.freed.notified().await;
+        }
     }
 
     /// What is to be answered, as soon as anything is; the status with which the stream ended.
@@ -90,6 +103,7 @@ impl Caller {
                 if count > 0 {
                     let (answers, costs): (Vec<_>, Vec<_>) = state.answers.drain(..count).unzip();
                     state.open_bytes -= costs.iter().sum::<usize>();
+                    self.freed.notify_one();
                     return Ok(Answers {
                         hello: None,
                         answers,

@@ -1,6 +1,6 @@
 //! Keeping a link to another node: dialled, greeted, used until it breaks, dialled again.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use http_body::Frame;
@@ -26,9 +26,10 @@ use super::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
-/// A machine that died says nothing: it is found out by its not answering a ping.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// A machine that died says nothing: it is found out by its not answering a ping, in about the time in which a leader that is
+/// awake is replaced. Sleeping groups learn by this that theirs is lost.
+const PING_INTERVAL: Duration = Duration::from_millis(500);
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 const FRAME_BYTES: u32 = 1 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
@@ -48,6 +49,8 @@ struct Standing {
     data: Option<Arc<Link>>,
     /// Why there is none, as it was last logged.
     trouble: Option<String>,
+    /// It was linked to, and has not been found gone since.
+    lives: bool,
 }
 
 impl Standing {
@@ -63,6 +66,23 @@ impl Standing {
     }
 }
 
+/// Why there is no link.
+#[derive(Debug)]
+struct Unlinked {
+    reason: String,
+    /// The machine there says so: the process has ended.
+    nobody_listens: bool,
+}
+
+impl<S: Into<String>> From<S> for Unlinked {
+    fn from(reason: S) -> Self {
+        Self {
+            reason: reason.into(),
+            nobody_listens: false,
+        }
+    }
+}
+
 /// Another node, and the links to it.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -70,6 +90,7 @@ pub(super) struct Peer {
     pub(super) address: String,
     pub(super) stop: CancellationToken,
     host: Arc<dyn Host>,
+    lane_bytes: usize,
     standing: Mutex<Standing>,
 }
 
@@ -79,12 +100,14 @@ impl Peer {
         address: String,
         stop: CancellationToken,
         host: Arc<dyn Host>,
+        lane_bytes: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
             node,
             address,
             stop,
             host,
+            lane_bytes,
             standing: Mutex::default(),
         })
     }
@@ -125,7 +148,12 @@ impl Peer {
                     self.lower(lane, &trouble);
                     trouble
                 }
-                Err(trouble) => trouble,
+                Err(unlinked) => {
+                    if unlinked.nobody_listens {
+                        self.mourn();
+                    }
+                    unlinked.reason
+                }
             };
             self.complain(trouble);
             if began.elapsed() > 2 * LAST_PAUSE {
@@ -152,6 +180,7 @@ impl Peer {
         *standing.lane(lane) = Some(Arc::clone(link));
         if standing.whole() {
             standing.trouble = None;
+            standing.lives = true;
             // Under the lock: the host hears of ups and downs in their order.
             self.host.peer_up(self.node, true);
             tracing::info!(node = %self.node, address = %self.address, "linked to a node");
@@ -176,6 +205,15 @@ impl Peer {
         }
     }
 
+    /// Tells, once, that a process that was linked to has ended.
+    fn mourn(&self) {
+        let lived = std::mem::take(&mut self.standing.lock().lives);
+        if lived {
+            tracing::warn!(node = %self.node, address = %self.address, "the process of a node has ended");
+            self.host.peer_gone(self.node);
+        }
+    }
+
     fn complain(&self, trouble: String) {
         let mut standing = self.standing.lock();
         if standing.trouble.as_ref() != Some(&trouble) {
@@ -184,10 +222,10 @@ impl Peer {
         }
     }
 
-    async fn dial(&self) -> Result<(Arc<Link>, Messages), String> {
+    async fn dial(&self) -> Result<(Arc<Link>, Messages), Unlinked> {
         let channel = self.connect().await?;
         let own = self.host.identity();
-        let link = Link::new();
+        let link = Link::new(self.lane_bytes);
         let body = link.body(greet(&own, self.node));
         let body = StreamBody::new(body.map(|piece| Ok::<_, Status>(Frame::data(piece))));
         let greeting = async {
@@ -210,13 +248,14 @@ impl Peer {
             let (found, wanted) = (peer.node, self.node);
             return Err(format!(
                 "node {found} answers at the address of node {wanted}: correct the address"
-            ));
+            )
+            .into());
         }
         self.host.admit(&peer)?;
         Ok((link, messages))
     }
 
-    async fn connect(&self) -> Result<Channel, String> {
+    async fn connect(&self) -> Result<Channel, Unlinked> {
         let address = &self.address;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| format!("{address:?} is not an address ({error}): write host:port"))?;
@@ -229,8 +268,18 @@ impl Peer {
             .keep_alive_while_idle(true)
             .connect()
             .await
-            .map_err(|error| causes(&error))
+            .map_err(|error| Unlinked {
+                reason: causes(&error),
+                nobody_listens: is_refused(&error),
+            })
     }
+}
+
+/// Whether a connection was refused, as it is where no process listens.
+fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut causes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Opens the stream; the answer's body.

@@ -70,6 +70,8 @@ struct State {
 pub(super) struct Link {
     state: Mutex<State>,
     wake: Notify,
+    /// How many bytes of requests may be queued or unanswered.
+    lane_bytes: usize,
     room: Arc<Semaphore>,
 }
 
@@ -91,7 +93,7 @@ struct Outgoing {
 }
 
 impl Link {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(lane_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
@@ -105,7 +107,8 @@ impl Link {
                 broken: None,
             }),
             wake: Notify::new(),
-            room: Arc::new(Semaphore::new(LANE_BYTES)),
+            lane_bytes,
+            room: Arc::new(Semaphore::new(lane_bytes)),
         })
     }
 
@@ -126,12 +129,12 @@ impl Link {
         format!("the link broke: {}", broken.unwrap_or("it was given up"))
     }
 
-    /// Waits until so many bytes may be queued.
+    /// Waits until so many bytes may be queued; for more than the lane holds, until it holds nothing.
     ///
     /// # Errors
-    /// Where the link is broken, or could never hold as many.
+    /// Where the link is broken, or no lane could hold as many.
     pub(super) async fn room(&self, cost: usize) -> Result<Room, String> {
-        let permits = u32::try_from(cost)
+        let permits = u32::try_from(cost.min(self.lane_bytes))
             .ok()
             .filter(|_| cost <= LANE_BYTES)
             .ok_or_else(|| {

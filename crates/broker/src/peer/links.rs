@@ -41,16 +41,18 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct PeerLinks {
     node: NodeId,
+    lane_bytes: usize,
     state: Mutex<State>,
     stop: CancellationToken,
     lanes: TaskTracker,
 }
 
 impl PeerLinks {
-    /// For node `node`, not linked to any other.
-    pub(crate) fn new(node: NodeId) -> Arc<Self> {
+    /// For node `node`, not linked to any other; each lane is to hold `lane_bytes` of requests.
+    pub(crate) fn new(node: NodeId, lane_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             node,
+            lane_bytes,
             state: Mutex::default(),
             stop: CancellationToken::new(),
             lanes: TaskTracker::new(),
@@ -88,7 +90,8 @@ impl PeerLinks {
         for (node, address) in addresses {
             if let Entry::Vacant(place) = state.linked.entry(*node) {
                 let stop = self.stop.child_token();
-                let peer = Peer::new(*node, address.clone(), stop, Arc::clone(host));
+                let host = Arc::clone(host);
+                let peer = Peer::new(*node, address.clone(), stop, host, self.lane_bytes);
                 for lane in [Lane::Control, Lane::Data] {
                     self.lanes.spawn(Arc::clone(&peer).keep(lane));
                 }

@@ -19,6 +19,7 @@ mod tests;
 
 use std::{error::Error, fmt::Debug};
 
+use futures::future::BoxFuture;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
 use quipu_proto::peer::v1::{Request, request::Kind};
 use quipu_replication::Partition;
@@ -29,13 +30,19 @@ pub(crate) use serve::service;
 
 /// About how many bytes are put into one message; a single larger request goes alone.
 const TARGET_BYTES: usize = 1 << 20;
-/// The most bytes of requests, queued or unanswered, of one lane.
+/// The most bytes of requests, queued or unanswered, of one lane of whatever node.
 const LANE_BYTES: usize = 64 << 20;
 /// The most calls open on one lane.
 const LANE_CALLS: usize = 1 << 16;
 /// What a request takes beside its entries, and an entry beside its bytes, in the reckoning of `LANE_BYTES`.
 const REQUEST_COST: usize = 256;
 const ENTRY_COST: usize = 64;
+
+/// How many bytes of requests, queued or unanswered, one lane holds at a node whose requests in flight may hold
+/// `memory_bytes`. With four lanes between two nodes, an eighth of it for each other node; a larger request goes alone.
+pub(crate) fn lane_bytes(memory_bytes: usize) -> usize {
+    (memory_bytes / 32).clamp(TARGET_BYTES, LANE_BYTES)
+}
 
 /// Who a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +72,10 @@ pub(crate) trait Host: Debug + Send + Sync + 'static {
     /// Whether this node's link to another stands, both lanes of it. Called when that changes, with a lock held: it must not
     /// call the links.
     fn peer_up(&self, node: NodeId, up: bool);
+    /// Another node's process has ended: it was linked to, and now nobody listens at its address.
+    fn peer_gone(&self, node: NodeId);
+    /// Waits until a node is no longer to be spoken with; why.
+    fn removal_of(&self, node: NodeId) -> BoxFuture<'static, String>;
     /// Another node does not want to speak with this one.
     fn refused(&self, by: NodeId, reason: &str);
 }

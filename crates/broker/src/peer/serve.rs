@@ -24,18 +24,32 @@ use super::{
     frame::{Messages, encode_answers},
     hello::{check, greet},
 };
+use crate::grpc::Seat;
 
 /// In which a node that opened a stream must have said who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// The gRPC service that other nodes' links call. Its streams end when `stop` is cancelled.
-pub(crate) fn service(host: Arc<dyn Host>, stop: CancellationToken) -> PeerService {
-    PeerService { host, stop }
+/// How long requests may leave no room for the next ones.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The gRPC service that other nodes' links call: each may have about `lane_bytes` of requests unanswered before no more are
+/// read of it. Its streams end when `stop` is cancelled.
+pub(crate) fn service(
+    host: Arc<dyn Host>,
+    stop: CancellationToken,
+    lane_bytes: usize,
+) -> PeerService {
+    PeerService {
+        host,
+        stop,
+        lane_bytes,
+    }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct PeerService {
     host: Arc<dyn Host>,
     stop: CancellationToken,
+    lane_bytes: usize,
 }
 
 impl NamedService for PeerService {
@@ -66,7 +80,8 @@ impl PeerService {
         if request.uri().path() != PATH {
             return Err(Status::unimplemented("the service has one method, Link"));
         }
-        let mut messages = Messages::new(request.into_body());
+        let (parts, body) = request.into_parts();
+        let mut messages = Messages::new(body);
         let first = timeout(HELLO_TIMEOUT, messages.next::<Requests>()).await;
         let first = first
             .map_err(|_| Status::failed_precondition("no hello came in time"))?
@@ -78,12 +93,16 @@ impl PeerService {
                 tracing::debug!(%reason, "a node's link was refused");
                 Status::permission_denied(reason)
             })?;
+        if let Some(seat) = parts.extensions.get::<Arc<Seat>>() {
+            seat.give_to_node()?;
+        }
         let hello = Answers {
             hello: Some(greet(&own, peer.node)),
             ..Answers::default()
         };
-        let caller = Caller::new(peer.node, self.host);
-        let reading = tokio::spawn(read(Arc::clone(&caller), messages));
+        let removal = self.host.removal_of(peer.node);
+        let caller = Caller::new(peer.node, self.host, self.lane_bytes);
+        let reading = tokio::spawn(read(Arc::clone(&caller), messages, removal));
         let stream = Answering {
             hello: Some(hello),
             caller,
@@ -150,8 +169,22 @@ impl Drop for Answering {
 }
 
 /// Takes requests until the caller ends the stream, or must be cut.
-async fn read(caller: Arc<Caller>, mut messages: Messages) {
-    let status = loop {
+async fn read(caller: Arc<Caller>, messages: Messages, removal: BoxFuture<'static, String>) {
+    let status = tokio::select! {
+        status = take(&caller, messages) => status,
+        reason = removal => Status::permission_denied(reason),
+    };
+    tracing::debug!(node = %caller.from, %status, "a node's link ended");
+    caller.end(status);
+}
+
+async fn take(caller: &Arc<Caller>, mut messages: Messages) -> Status {
+    loop {
+        if timeout(ROOM_TIMEOUT, caller.room()).await.is_err() {
+            break Status::resource_exhausted(format!(
+                "requests are not answered within {ROOM_TIMEOUT:?}, and there is no memory for more"
+            ));
+        }
         match messages.next::<Requests>().await {
             Ok(Some(requests)) => {
                 if let Err(reason) = caller.take(requests) {
@@ -161,7 +194,5 @@ async fn read(caller: Arc<Caller>, mut messages: Messages) {
             Ok(None) => break Status::ok(""),
             Err(error) => break Status::invalid_argument(error.to_string()),
         }
-    };
-    tracing::debug!(node = %caller.from, %status, "a node's link ended");
-    caller.end(status);
+    }
 }

@@ -4,10 +4,13 @@
 
 use std::time::Duration;
 
-use futures::stream;
+use futures::{StreamExt, stream};
 use prost::Message;
 use prost_types::FileDescriptorProto;
-use quipu_proto::v1::{self, ErrorReason};
+use quipu_proto::{
+    peer::v1 as peer,
+    v1::{self, ErrorReason},
+};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -136,6 +139,40 @@ async fn connections_past_the_limit_are_refused_until_another_closes() {
     };
     let next = timeout(Duration::from_secs(10), next).await;
     let _third = next.expect("the place of the closed connection is free again");
+    assert!(connected(&node).await.is_err());
+    node.stop().await;
+}
+
+/// A link of node 2 to node 1, once that has said hello.
+async fn linked(node: &Node) -> tonic::Streaming<peer::Answers> {
+    let hello = peer::Hello {
+        version: 1,
+        node_id: 2,
+        target_node_id: 1,
+        directory_id: vec![2; 16].into(),
+        cluster_id: None,
+    };
+    let first = peer::Requests {
+        hello: Some(hello),
+        ..peer::Requests::default()
+    };
+    let mut client = peer::peer_client::PeerClient::new(node.channel().await);
+    let requests = stream::iter([first]).chain(stream::pending());
+    let mut answers = client.link(requests).await.unwrap().into_inner();
+    let first = answers.message().await.unwrap().unwrap();
+    assert!(first.hello.is_some());
+    answers
+}
+
+#[tokio::test]
+async fn another_node_is_linked_though_clients_have_all_places() {
+    let node = Node::start_with(|config| config.max_connections = 1).await;
+    let _only = connected(&node).await.unwrap();
+    assert!(connected(&node).await.is_err());
+    let mut link = linked(&node).await;
+    // Longer than a client without a place is kept.
+    let ended = timeout(Duration::from_millis(1500), link.message()).await;
+    assert!(ended.is_err(), "{ended:?}");
     assert!(connected(&node).await.is_err());
     node.stop().await;
 }

@@ -18,6 +18,8 @@ use crate::{
     backoff::backoff,
     cluster::{Cluster, log_client},
     error::{Error, ErrorReason},
+    leaders::SILENCE,
+    topics::Led,
 };
 
 /// Streams that share one connection: servers bound them, at 200 or fewer by default, and one more would wait for ever.
@@ -134,6 +136,7 @@ impl Fetcher {
         let mut client = log_client(Channel::clone(&channel));
         let mut stream = tokio::select! {
             stream = client.fetch_stream(request) => stream.map_err(failed)?.into_inner(),
+            led = self.newer_leader(&address) => return Err(Error::replaced(&address, led.address)),
             () = batches.closed() => return Ok(Ended::Finished),
         };
         loop {
@@ -159,6 +162,18 @@ impl Fetcher {
                 return Ok(Ended::Finished);
             }
         }
+    }
+
+    /// Another leader than a node that does not answer for a while. A stream that is open may rightly be silent: there the
+    /// connection's keep-alive finds out, and the node ends it itself where it leads no more.
+    async fn newer_leader(&self, silent: &str) -> Led {
+        sleep(SILENCE).await;
+        let (topic, partition) = (&self.topic, self.partition);
+        let epoch = self.cluster.known_epoch(topic, partition).await;
+        let newer = self
+            .cluster
+            .await_newer_leader(topic, partition, silent, epoch);
+        newer.await
     }
 
     /// A message's batches, checked; moves the position behind them.

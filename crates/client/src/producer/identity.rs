@@ -15,6 +15,14 @@ pub(super) struct Identity {
     pub(super) epoch: ProducerEpoch,
 }
 
+impl Identity {
+    /// The same producer in its next epoch; `None` after the last.
+    pub(super) fn next_epoch(self) -> Option<Self> {
+        let epoch = ProducerEpoch::new(self.epoch.get().checked_add(1)?);
+        Some(Self { epoch, ..self })
+    }
+}
+
 /// A new identity.
 pub(super) async fn init(cluster: &Cluster) -> Result<Identity> {
     let call = |channel| async move {

@@ -7,8 +7,8 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use quipu_model::{Offset, RecordBatch, Sequence};
-use tokio::{sync::Semaphore, time::Instant};
+use quipu_model::{LeaderEpoch, Offset, RecordBatch, Sequence};
+use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 
 use super::{
     ProducerConfig,
@@ -20,6 +20,8 @@ use crate::{
     Outcome, Result,
     backoff::backoff,
     error::{Error, ErrorReason},
+    leaders::SILENCE,
+    topics::{Led, NO_EPOCH},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,12 @@ pub(super) struct Lane {
     pub(super) phase: Phase,
     /// The address of the node to send to, while it is believed in.
     pub(super) leader: Option<Box<str>>,
+    /// The newest epoch known in which somebody led.
+    pub(super) epoch: LeaderEpoch,
+    /// Since when something is in flight without any answer; connections that broke meanwhile are no answer.
+    pub(super) silent_since: Option<Instant>,
+    /// Looks for a newer leader than one that is silent.
+    pub(super) search: Option<Search>,
     /// The leader is another one from the end of draining on, perhaps this.
     moved: Option<Option<Box<str>>>,
     /// What is known of the leader must be newer than this.
@@ -51,6 +59,8 @@ pub(super) struct Lane {
     identity: Option<Identity>,
     next_sequence: Sequence,
     sequence_lost: bool,
+    /// Another producer goes by the identity's id.
+    fenced: bool,
     queue: VecDeque<Entry>,
     attempt: u32,
     last_error: Option<Error>,
@@ -75,6 +85,16 @@ struct Flight {
     again: bool,
 }
 
+/// A task that looks for a newer leader; dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Search(pub(super) JoinHandle<()>);
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 fn settle(room: &Semaphore, state: &BatchState, reserved: usize, result: BatchResult) {
     room.add_permits(reserved);
     state.settle(result);
@@ -86,12 +106,16 @@ impl Lane {
             partition,
             phase: Phase::Waiting(Instant::now()),
             leader: None,
+            epoch: NO_EPOCH,
+            silent_since: None,
+            search: None,
             moved: None,
             leader_not_before: None,
             armed: None,
             identity,
             next_sequence: Sequence::new(0),
             sequence_lost: false,
+            fenced: false,
             queue: VecDeque::new(),
             attempt: 0,
             last_error: None,
@@ -143,6 +167,7 @@ impl Lane {
             again: entry.may_be_stored,
         });
         entry.may_be_stored = true;
+        self.silent_since.get_or_insert(now);
         Some(entry.batch.clone())
     }
 
@@ -197,6 +222,7 @@ impl Lane {
         room: &Semaphore,
         correlation: u64,
         base: Option<Offset>,
+        now: Instant,
     ) {
         let Some(at) = self.find(correlation) else {
             return;
@@ -204,6 +230,7 @@ impl Lane {
         if let Some(entry) = self.queue.remove(at) {
             settle(room, &entry.state, entry.reserved, Ok(base));
         }
+        self.heard(now);
         self.attempt = 0;
         self.last_error = None;
     }
@@ -217,13 +244,15 @@ impl Lane {
         now: Instant,
     ) {
         if error.is(ErrorReason::DuplicateSequence) {
-            return self.acknowledged(&accumulator.room, correlation, None);
+            return self.acknowledged(&accumulator.room, correlation, None, now);
         }
         let Some(at) = self.find(correlation) else {
             return;
         };
         let entry = &mut self.queue[at];
         let again = entry.flight.take().is_some_and(|flight| flight.again);
+        self.heard(now);
+        let entry = &mut self.queue[at];
         entry.may_be_stored = again || error.outcome() == Outcome::Indefinite;
         let error = if again { error.left_open() } else { error };
         let out_of_sequence = self.identity.is_some()
@@ -231,6 +260,7 @@ impl Lane {
         if out_of_sequence {
             // Behind a failed batch that is to be expected; of the first one it says that the broker awaits another.
             self.sequence_lost |= at == 0;
+            self.fenced |= at == 0 && error.is(ErrorReason::ProducerFenced);
         } else if !error.is_retryable() {
             if error.is_stale_metadata() {
                 accumulator.forget_topic(&self.partition);
@@ -250,6 +280,12 @@ impl Lane {
         self.last_error = Some(error);
     }
 
+    /// The leader answered.
+    fn heard(&mut self, now: Instant) {
+        self.silent_since = (self.in_flight() > 0).then_some(now);
+        self.search = None;
+    }
+
     fn find(&self, correlation: u64) -> Option<usize> {
         let same = |flight: &Flight| flight.correlation == correlation;
         let mut queue = self.queue.iter();
@@ -267,6 +303,36 @@ impl Lane {
         self.last_error = Some(error.clone());
     }
 
+    /// When the leader has been silent for so long that others are to be asked about it, unless they are already.
+    fn search_at(&self) -> Option<Instant> {
+        let due = self.search.is_none() && self.in_flight() > 0;
+        let since = self.silent_since.filter(|_| due)?;
+        Some(since + SILENCE)
+    }
+
+    /// Whether others are to be asked about a silent leader now.
+    pub(super) fn is_to_search(&self, now: Instant) -> bool {
+        self.search_at().is_some_and(|at| now >= at)
+    }
+
+    /// Another node leads in a newer epoch than the one that has been silent since then: what was sent to that one is sent to
+    /// the new leader. Gives the address that was left.
+    pub(super) fn replaced(&mut self, led: Led, since: Instant, now: Instant) -> Option<Box<str>> {
+        if self.silent_since != Some(since) || led.epoch <= self.epoch {
+            return None;
+        }
+        for entry in &mut self.queue {
+            entry.flight = None;
+        }
+        self.search = None;
+        self.silent_since = None;
+        self.moved = None;
+        self.epoch = led.epoch;
+        self.attempt = self.attempt.max(1);
+        self.phase = Phase::Waiting(now);
+        self.leader.replace(led.address)
+    }
+
     /// Asking for the leader or an identity failed. All batches fail with an error that trying again does not cure.
     pub(super) fn lookup_failed(&mut self, accumulator: &Accumulator, error: Error) {
         if !error.is_retryable() {
@@ -281,6 +347,8 @@ impl Lane {
     }
 
     fn fail_all(&mut self, accumulator: &Accumulator, error: &Error) {
+        self.silent_since = None;
+        self.search = None;
         for entry in self.queue.drain(..) {
             let room = &accumulator.room;
             settle(room, &entry.state, entry.reserved, Err(error.clone()));
@@ -307,10 +375,20 @@ impl Lane {
         }
     }
 
+    /// Begins the next epoch of the identity, where its sequence was lost and it has one. Other than under another id, what the
+    /// broker may still find of the epoch before is refused: in the socket of a node that was stopped, say.
+    pub(super) fn begin_epoch(&mut self) {
+        let own = self.identity.filter(|_| self.sequence_lost && !self.fenced);
+        if let Some(next) = own.and_then(Identity::next_epoch) {
+            self.identify(next);
+        }
+    }
+
     /// Goes on as another producer: whatever is still queued is known not to be stored, and is numbered anew.
     pub(super) fn identify(&mut self, identity: Identity) {
         self.identity = Some(identity);
         self.sequence_lost = false;
+        self.fenced = false;
         self.next_sequence = Sequence::new(0);
         for entry in &mut self.queue {
             let records = entry.batch.header().record_count;
@@ -338,6 +416,10 @@ impl Lane {
                 let error = self.expired(config, outcome);
                 settle(&accumulator.room, &entry.state, entry.reserved, Err(error));
             }
+        }
+        if self.queue.is_empty() {
+            self.silent_since = None;
+            self.search = None;
         }
         // What was not sent has no number yet, and leaves no gap.
         while self.partition.oldest().is_some_and(|(at, _)| over(at)) {
@@ -392,17 +474,21 @@ impl Lane {
                 .map(|(at, _)| at + config.linger),
             _ => None,
         };
-        [expiry, phase, self.stuck_at(config)]
+        [expiry, phase, self.stuck_at(config), self.search_at()]
             .into_iter()
             .flatten()
             .min()
     }
 
-    /// Takes note of a leader that was found.
-    pub(super) fn located(&mut self, leader: Result<Box<str>>, accumulator: &Accumulator) {
+    /// Takes note of a leader that was found, unless a newer one was meanwhile.
+    pub(super) fn located(&mut self, leader: Result<Led>, accumulator: &Accumulator) {
+        if self.phase != Phase::Locating {
+            return;
+        }
         match leader {
-            Ok(leader) => {
-                self.leader = Some(leader);
+            Ok(led) => {
+                self.leader = Some(led.address);
+                self.epoch = self.epoch.max(led.epoch);
                 self.phase = Phase::Flowing;
             }
             Err(error) => self.lookup_failed(accumulator, error),

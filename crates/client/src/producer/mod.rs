@@ -100,7 +100,8 @@ impl<'a> Record<'a> {
 /// partition's records is that of their `send` calls, through lost connections and restarts of the broker. A record that is
 /// not acknowledged within the delivery timeout fails with an [`Error`] whose outcome says whether it may be stored all
 /// the same. Those behind it go on: where the broker shows (by refusing their sequence) that the lost one was not stored,
-/// the partition continues under a new producer id, since in the old one's sequence there would be a gap for ever.
+/// the partition continues in the next epoch of the producer's id, since in the old one's sequence there would be a gap for
+/// ever. From then on the broker refuses the lost one, should it still come.
 ///
 /// A producer that is dropped still sends what it holds, for as long as the runtime lives; [`Producer::close`] waits for it.
 #[derive(Clone, Debug)]

@@ -18,9 +18,9 @@ use super::{
     connection::Connection,
     delivery::BatchState,
     identity::{self, Identity},
-    lane::{Lane, Phase},
+    lane::{Lane, Phase, Search},
 };
-use crate::{Result, cluster::Cluster, error::Error};
+use crate::{Result, cluster::Cluster, error::Error, topics::Led};
 
 /// What producers ask for.
 #[derive(Debug)]
@@ -44,7 +44,13 @@ pub(super) enum Event {
     },
     Located {
         lane: usize,
-        leader: Result<Box<str>>,
+        leader: Result<Led>,
+    },
+    /// Another node leads than the one that is silent since then.
+    Replaced {
+        lane: usize,
+        since: Instant,
+        led: Led,
     },
     Identified {
         lane: usize,
@@ -205,6 +211,11 @@ impl Sender {
                 }
                 self.drive(index);
             }
+            Event::Replaced {
+                lane: index,
+                since,
+                led,
+            } => self.leave(index, since, led),
             Event::Identified {
                 lane: index,
                 identity,
@@ -232,7 +243,8 @@ impl Sender {
         match response.error {
             None => {
                 let base = response.base_offset.map(Offset::new);
-                lane.acknowledged(&self.accumulator.room, response.correlation_id, base);
+                let room = &self.accumulator.room;
+                lane.acknowledged(room, response.correlation_id, base, Instant::now());
             }
             Some(error) => {
                 let error = Error::from_proto(error);
@@ -265,6 +277,46 @@ impl Sender {
         }
     }
 
+    /// Leaves a leader that is silent for one that was elected since. Its connection ends where no other lane uses it: it
+    /// might go on holding batches.
+    fn leave(&mut self, index: usize, since: Instant, led: Led) {
+        let Some(lane) = self.lanes.get_mut(&index) else {
+            return;
+        };
+        let (topic, partition) = (Arc::clone(&lane.partition.topic), lane.partition.id);
+        let to = led.address.clone();
+        if let Some(left) = lane.replaced(led, since, Instant::now()) {
+            tracing::warn!(%topic, partition, from = %left, %to, "a silent leader was replaced");
+            let mut lanes = self.lanes.values();
+            if !lanes.any(|lane| lane.leader.as_deref() == Some(&*left)) {
+                self.connections.remove(&left);
+            }
+        }
+        self.drive(index);
+    }
+
+    /// Asks the other brokers about a silent leader, until it answers.
+    fn search(&mut self, index: usize) {
+        let Some(lane) = self.lanes.get_mut(&index) else {
+            return;
+        };
+        let (Some(silent), Some(since)) = (lane.leader.clone(), lane.silent_since) else {
+            return;
+        };
+        let (cluster, events) = (Arc::clone(&self.cluster), self.events.clone());
+        let (partition, epoch) = (Arc::clone(&lane.partition), lane.epoch);
+        let task = tokio::spawn(async move {
+            let newer = cluster.await_newer_leader(&partition.topic, partition.id, &silent, epoch);
+            let led = newer.await;
+            let _ = events.send(Event::Replaced {
+                lane: index,
+                since,
+                led,
+            });
+        });
+        lane.search = Some(Search(task));
+    }
+
     fn on_timer(&mut self, now: Instant) {
         while let Some((at, index)) = self.timers.first().copied()
             && at <= now
@@ -293,7 +345,13 @@ impl Sender {
             // Drives this lane too, which is then not stuck any more.
             return self.disconnect(&address, &error);
         }
-        lane.finish_draining(config, now);
+        if lane.is_to_search(now) {
+            self.search(index);
+        }
+        let Some(lane) = self.lanes.get_mut(&index) else {
+            return;
+        };
+        lane.finish_draining(&self.accumulator.config, now);
         if let Phase::Waiting(until) = lane.phase
             && now >= until
             && lane.has_work()
@@ -311,6 +369,7 @@ impl Sender {
         };
         let cluster = Arc::clone(&self.cluster);
         let events = self.events.clone();
+        lane.begin_epoch();
         if lane.needs_identity() {
             lane.phase = Phase::Identifying;
             tokio::spawn(async move {
@@ -325,7 +384,7 @@ impl Sender {
             let partition = Arc::clone(&lane.partition);
             let not_before = lane.leader_not_before;
             tokio::spawn(async move {
-                let found = cluster.leader(&partition.topic, partition.id, not_before);
+                let found = cluster.await_leader(&partition.topic, partition.id, not_before);
                 let leader = found.await;
                 let _ = events.send(Event::Located {
                     lane: index,

@@ -1,5 +1,5 @@
 //! A broker in memory: one topic, the rules of idempotent producers, and a script of what goes wrong. It is reached through
-//! in-memory pipes, so that tests run under tokio's paused clock.
+//! in-memory pipes, so that tests run under tokio's paused clock. Several brokers can share a log: whatever one stored, all have.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -60,16 +60,26 @@ pub enum Fate {
     LostAfter,
     /// It is never answered, and not stored.
     Swallowed,
+    /// It is stored, and never answered.
+    Unanswered,
+    /// It is never answered, and stored when the test says so.
+    Late,
 }
 
 type Script = Box<dyn FnMut(u64) -> Fate + Send>;
 
 pub struct Broker {
-    state: Mutex<State>,
+    address: &'static str,
+    state: Arc<Mutex<State>>,
     script: Mutex<Script>,
+    /// Who leads, and in which epoch, as far as it knows.
+    leader: Mutex<(&'static str, i32)>,
+    /// It answers nothing but what its script says.
+    silent: AtomicBool,
+    late: Mutex<Vec<ProduceRequest>>,
     requests: AtomicU64,
     down: AtomicBool,
-    end: watch::Sender<u64>,
+    end: Arc<watch::Sender<u64>>,
     connections: mpsc::Sender<io::Result<DuplexStream>>,
 }
 
@@ -90,6 +100,7 @@ struct Partition {
 
 #[derive(Default)]
 struct Producer {
+    epoch: i16,
     next: i32,
     /// Base sequence and offset of the last five batches.
     last: VecDeque<(i32, u64)>,
@@ -97,16 +108,41 @@ struct Producer {
 
 impl Broker {
     pub fn start(partitions: usize, script: impl FnMut(u64) -> Fate + Send + 'static) -> Arc<Self> {
+        let state = State {
+            partitions: (0..partitions).map(|_| Partition::default()).collect(),
+            ..State::default()
+        };
+        let (state, end) = (Arc::new(Mutex::new(state)), Arc::default());
+        Self::serve("fake:9093", state, end, Box::new(script))
+    }
+
+    /// Another broker with the same log.
+    pub fn beside(
+        &self,
+        address: &'static str,
+        script: impl FnMut(u64) -> Fate + Send + 'static,
+    ) -> Arc<Self> {
+        let (state, end) = (Arc::clone(&self.state), Arc::clone(&self.end));
+        Self::serve(address, state, end, Box::new(script))
+    }
+
+    fn serve(
+        address: &'static str,
+        state: Arc<Mutex<State>>,
+        end: Arc<watch::Sender<u64>>,
+        script: Script,
+    ) -> Arc<Self> {
         let (connections, incoming) = mpsc::channel(16);
         let broker = Arc::new(Self {
-            state: Mutex::new(State {
-                partitions: (0..partitions).map(|_| Partition::default()).collect(),
-                ..State::default()
-            }),
-            script: Mutex::new(Box::new(script)),
+            address,
+            state,
+            script: Mutex::new(script),
+            leader: Mutex::new(("fake:9093", 1)),
+            silent: AtomicBool::new(false),
+            late: Mutex::default(),
             requests: AtomicU64::new(0),
             down: AtomicBool::new(false),
-            end: watch::channel(0).0,
+            end,
             connections,
         });
         let service = Services(Arc::clone(&broker));
@@ -123,9 +159,43 @@ impl Broker {
     }
 
     pub fn client(self: &Arc<Self>) -> Client {
-        let broker = Arc::clone(self);
-        let config = ClientConfig::new("fake:9093");
-        Client::with_channels(config, move |_| broker.channel()).unwrap()
+        Self::client_of([self])
+    }
+
+    /// A client that knows these.
+    pub fn client_of<const N: usize>(brokers: [&Arc<Self>; N]) -> Client {
+        let config = ClientConfig::new(&brokers.map(|broker| broker.address).join(","));
+        let brokers = brokers.map(Arc::clone);
+        let dial = move |address: &str| {
+            let broker = brokers.iter().find(|broker| broker.address == address);
+            broker.unwrap().channel()
+        };
+        Client::with_channels(config, dial).unwrap()
+    }
+
+    /// From now on it says that this one leads.
+    pub fn tell_leader(&self, address: &'static str, epoch: i32) {
+        *self.leader.lock() = (address, epoch);
+    }
+
+    /// From now on it answers nothing but what its script says.
+    pub fn fall_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Stores what comes late; why that was refused, where it was.
+    pub fn store_late(&self) -> Vec<Option<ErrorReason>> {
+        let late = std::mem::take(&mut *self.late.lock());
+        let answers = late.iter().map(|request| self.append(request));
+        answers
+            .map(|answer| answer.error.map(|error| error.reason()))
+            .collect()
+    }
+
+    async fn speak(&self) {
+        if self.silent.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
     }
 
     fn channel(self: &Arc<Self>) -> Channel {
@@ -221,6 +291,14 @@ impl Broker {
                 None
             }
             Fate::Swallowed => Some(None),
+            Fate::Late => {
+                self.late.lock().push(request);
+                Some(None)
+            }
+            Fate::Unanswered => {
+                self.append(&request);
+                Some(None)
+            }
         }
     }
 
@@ -248,6 +326,16 @@ impl Partition {
         let header = *batch.header();
         if header.producer_id != ProducerId::NONE {
             let producer = self.producers.entry(header.producer_id.get()).or_default();
+            let epoch = header.producer_epoch.get();
+            if epoch < producer.epoch {
+                return Err(ErrorReason::ProducerFenced);
+            }
+            if epoch > producer.epoch {
+                *producer = Producer {
+                    epoch,
+                    ..Producer::default()
+                };
+            }
             let sequence = header.base_sequence.get();
             if let Some((_, base)) = producer.last.iter().find(|(s, _)| *s == sequence) {
                 return Ok((*base, true));
@@ -332,6 +420,7 @@ impl Log for Services {
         request: Request<FetchStreamRequest>,
     ) -> Result<Response<Self::FetchStreamStream>, Status> {
         let broker = Arc::clone(&self.0);
+        broker.speak().await;
         broker.state.lock().fetches += 1;
         let mut request = request.into_inner();
         let (answers, outgoing) = mpsc::channel(1);
@@ -414,13 +503,16 @@ impl Admin for Services {
         if request.into_inner().name != TOPIC {
             return Err(Status::not_found("no such topic"));
         }
+        self.0.speak().await;
         let count = self.0.state.lock().partitions.len() as u32;
+        let (leader, leader_epoch) = *self.0.leader.lock();
         let partition = |partition| PartitionDescription {
             partition,
             leader: Some(Node {
                 id: 1,
-                address: "fake:9093".to_owned(),
+                address: leader.to_owned(),
             }),
+            leader_epoch,
             ..PartitionDescription::default()
         };
         Ok(Response::new(DescribeTopicResponse {

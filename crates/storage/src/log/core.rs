@@ -14,7 +14,7 @@ use super::{
     raft_map::RaftMap,
     scan::Scan,
     segment::{Segment, SegmentError, segment_path},
-    types::Control,
+    types::{Control, ControlKind},
 };
 use crate::io::{Disk, DiskFile, OpenMode};
 
@@ -337,6 +337,7 @@ impl LogCore {
         &mut self,
         upto: LogId,
         next_offset: Offset,
+        membership: Option<&(LogId, Bytes)>,
     ) -> Result<Vec<Arc<Segment>>, CoreError> {
         self.write_pending()?;
         let mut gone = Vec::new();
@@ -349,6 +350,10 @@ impl LogCore {
             self.start_offset = next_offset;
             self.end_offset = next_offset;
             self.compacted_to = Offset::ZERO;
+            if let Some((id, bytes)) = membership.cloned() {
+                let kind = ControlKind::Membership;
+                self.push_control(id, Control { kind, bytes });
+            }
             self.note_entry(upto);
         }
         if self

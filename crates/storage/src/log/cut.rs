@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use quipu_model::{LogId, Offset};
 
 use super::{AppendError, Inner, PartitionLog, segment::Segment};
@@ -67,7 +67,8 @@ impl PartitionLog {
     }
 
     /// Forgets entries up to and including `upto` for Raft; their records stay until they are trimmed. Past the log's end,
-    /// the log is emptied and goes on at `next_offset` (a snapshot was installed).
+    /// the log is emptied and goes on at `next_offset` (a snapshot was installed): with what was noted as applied, which a start
+    /// then finds again.
     ///
     /// # Errors
     /// Where the partition or the store has failed.
@@ -75,12 +76,21 @@ impl PartitionLog {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
         inner.check_taking()?;
+        let emptied = inner.core.last.is_none_or(|last| last.index < upto.index);
+        let membership = inner.applied.1.clone();
+        let membership = membership.filter(|(id, _)| emptied && id.index <= upto.index);
         let gone = inner
             .core
-            .purge(upto, next_offset)
+            .purge(upto, next_offset, membership.as_ref())
             .map_err(|error| self.append_error(error))?;
         inner.recent.retain(|entry| entry.id.index > upto.index);
-        let record = self.record(RecordKind::Purge, upto, next_offset, Default::default());
+        let payload = membership.map_or_else(Default::default, |(id, bytes)| {
+            let mut head = BytesMut::new();
+            head.put_u64_le(id.term.get());
+            head.put_u64_le(id.index.get());
+            [head.freeze(), bytes]
+        });
+        let record = self.record(RecordKind::Purge, upto, next_offset, payload);
         self.submit_cut(&mut inner, record, &gone)?;
         if inner.core.config.cleanup.compact {
             self.context.wake_compactor();

@@ -27,7 +27,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quipu_model::{LogId, Offset, PartitionKey, ProducerId, TopicConfig, Vote};
+use quipu_model::{LogId, Offset, PartitionKey, ProducerId, RaftIndex, TopicConfig, Vote};
 
 pub use self::{
     append::Reservation,
@@ -130,6 +130,12 @@ impl PartitionLog {
     /// Changes the topic's settings; those for segments hold from the next one on.
     pub fn set_config(&self, config: TopicConfig) {
         self.inner.lock().core.config = config;
+    }
+
+    /// The newest entry at or before `index` that says who votes, and what it says; `None` where that is not known. It is known
+    /// also of an index up to which the log was purged.
+    pub fn membership_at(&self, index: RaftIndex) -> Option<(LogId, Bytes)> {
+        self.inner.lock().core.raft.membership_at(index)
     }
 
     /// What the log remembers of an idempotent producer.

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use quipu_model::{LogId, RaftIndex, Term};
 
-use super::types::Control;
+use super::types::{Control, ControlKind};
 
 /// The part of a partition's Raft log that its segments do not hold.
 #[derive(Clone, Debug, Default)]
@@ -78,12 +79,29 @@ impl RaftMap {
         self.controls.split_off(&index);
     }
 
-    /// Forgets what stands before `index`, but for the term that `index` itself may be in.
+    /// The newest entry at or before `index` that says who votes.
+    pub(super) fn membership_at(&self, index: RaftIndex) -> Option<(LogId, Bytes)> {
+        let mut before = self.controls.range(..=index).rev();
+        let (index, control) =
+            before.find(|(_, control)| control.kind == ControlKind::Membership)?;
+        let (term, index) = (self.term_of(*index)?, *index);
+        Some((LogId { term, index }, control.bytes.clone()))
+    }
+
+    /// Forgets what stands before `index`, but for the term that `index` itself may be in, and for who votes there: a replica
+    /// that gets what comes after must be told.
     pub(super) fn forget_before(&mut self, index: RaftIndex) {
+        let membership = self.membership_at(index);
         self.controls = self.controls.split_off(&index);
+        let mut from = index;
+        if let Some((id, bytes)) = membership {
+            let kind = ControlKind::Membership;
+            self.controls.insert(id.index, Control { kind, bytes });
+            from = from.min(id.index);
+        }
         let keep = self
             .terms
-            .partition_point(|(_, first)| *first <= index)
+            .partition_point(|(_, first)| *first <= from)
             .saturating_sub(1);
         self.terms.drain(..keep);
     }

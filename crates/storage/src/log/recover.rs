@@ -7,10 +7,11 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, TryGetError};
 use parking_lot::Mutex;
 use quipu_model::{
-    NodeId, Offset, PartitionKey, Position, RecordBatch, Term, TimestampMs, TopicConfig, Vote,
+    LogId, NodeId, Offset, PartitionKey, Position, RecordBatch, Term, TimestampMs, TopicConfig,
+    Vote,
 };
 
 use super::{
@@ -238,7 +239,13 @@ impl RecoveringLog {
                 if self.core.last.is_none_or(|last| last.index < id.index) {
                     self.unloaded.clear();
                 }
-                self.core.purge(id, record.base_offset).map(drop)
+                let membership =
+                    purged_membership(&mut payload).map_err(|_| bad("a purge record cut short"))?;
+                let purged = self.core.purge(id, record.base_offset, membership.as_ref());
+                if membership.is_some() {
+                    self.applied = (Some(id), membership);
+                }
+                purged.map(drop)
             }
             RecordKind::Trim => {
                 let start = record.base_offset;
@@ -437,6 +444,15 @@ fn missing(dir: &Path, from: Offset, to: Offset) -> (PathBuf, SegmentError) {
             detail,
         },
     )
+}
+
+/// Who votes where an emptied log goes on, with the entry that says so.
+fn purged_membership(payload: &mut Bytes) -> Result<Option<(LogId, Bytes)>, TryGetError> {
+    if payload.is_empty() {
+        return Ok(None);
+    }
+    let id = LogId::new(payload.try_get_u64_le()?, payload.try_get_u64_le()?);
+    Ok(Some((id, std::mem::take(payload))))
 }
 
 fn decode_vote(term: Term, mut payload: Bytes) -> Option<Vote> {

@@ -1,4 +1,4 @@
-//! The high watermark never goes back in one life of a node, and a leader's covers all that was acknowledged before its
+//! The high watermark never goes back in one life of a replica, and a leader's covers all that was acknowledged before its
 //! term.
 
 use std::collections::BTreeMap;
@@ -21,6 +21,12 @@ impl Marks {
         let end = told.base.plus(told.records.into());
         let mark = self.acknowledged.entry(told.term).or_default();
         *mark = end.max(*mark);
+    }
+
+    /// The newest term in which anything was acknowledged.
+    pub(super) fn newest(&self) -> Term {
+        let newest = self.acknowledged.last_key_value();
+        newest.map(|(term, _)| *term).unwrap_or_default()
     }
 
     pub(super) fn seen(&mut self, life: (NodeId, u64), mark: Offset, leads: Option<Term>) -> Check {

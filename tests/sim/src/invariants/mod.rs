@@ -1,12 +1,18 @@
 //! What must hold, one invariant a file. The first that does not ends the run.
 
 mod acknowledged;
+pub(crate) mod agreed;
+mod caught_up;
+mod configurations;
 mod equal;
+pub(crate) mod handover;
 mod high_watermark;
 mod once;
 mod one_leader;
 mod order;
 pub(crate) mod progress;
+mod removed;
+pub(crate) mod sleep;
 mod unchanged;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -14,6 +20,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quipu_model::{NodeId, Offset, PartitionKey, RecordBatch, Term, Vote, batch::split_batches};
+use quipu_storage::LogEntry;
 use tokio::sync::Notify;
 
 pub(crate) use self::acknowledged::Acknowledgement;
@@ -48,6 +55,7 @@ pub(crate) struct Invariants {
 struct State {
     partitions: BTreeMap<PartitionKey, Partition>,
     leaders: one_leader::Leaders,
+    removed: removed::Removed,
     violation: Option<Violation>,
 }
 
@@ -59,6 +67,7 @@ struct Partition {
     order: order::Order,
     acknowledged: acknowledged::Acknowledged,
     marks: high_watermark::Marks,
+    configurations: configurations::Configurations,
 }
 
 impl Invariants {
@@ -115,17 +124,55 @@ impl Invariants {
         });
     }
 
+    /// A leader's entries arrived at a node. `last` tells the index of the last entry that a node has, where it is up.
+    pub(crate) fn appended(
+        &self,
+        key: PartitionKey,
+        entries: &[LogEntry],
+        last: impl Fn(NodeId) -> Option<u64>,
+    ) {
+        self.check(key, |partition| {
+            for entry in entries {
+                if let Some(new) = partition.configurations.arrived(entry)? {
+                    caught_up::check(&new, &last)?;
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// A node has removed its replica.
+    pub(crate) fn left(&self, node: NodeId, key: PartitionKey) {
+        self.state.lock().removed.left(key, node);
+    }
+
+    /// A node has a replica, and is to have it.
+    pub(crate) fn joined(&self, node: NodeId, key: PartitionKey) {
+        self.state.lock().removed.joined(key, node);
+    }
+
+    /// A node's replica takes part in what its group does.
+    pub(crate) fn takes_part(&self, key: PartitionKey, node: NodeId) {
+        let outcome = self.state.lock().removed.takes_part(key, node);
+        self.note(outcome);
+    }
+
+    /// The newest term in which a record was acknowledged.
+    pub(crate) fn acknowledged_in(&self, key: PartitionKey) -> Term {
+        let state = self.state.lock();
+        let partition = state.partitions.get(&key);
+        partition.map_or_else(Term::default, |partition| partition.marks.newest())
+    }
+
     /// What a node shows as its high watermark, and in which term it leads, where it does and has caught up with its term.
     pub(crate) fn high_watermark(
         &self,
         key: PartitionKey,
-        (node, boot): (NodeId, u64),
+        life: (NodeId, u64),
         mark: Offset,
         leads: Option<Term>,
     ) {
-        self.check(key, |partition| {
-            partition.marks.seen((node, boot), mark, leads)
-        });
+        self.check(key, |partition| partition.marks.seen(life, mark, leads));
     }
 
     /// A reader at a node was given `bytes` where it asked for records from `from` on.

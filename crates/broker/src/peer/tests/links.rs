@@ -26,13 +26,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{LONG, PeerLinks, TestHost, batch, key, listen};
+use super::{LANE_BYTES, LONG, PeerLinks, TestHost, batch, key, listen};
 
 const TWO: NodeId = NodeId::new(2);
 
 /// Links of node 1, to node 2 at `address`.
 fn links(host: &Arc<TestHost>, address: SocketAddr) -> Arc<PeerLinks> {
-    let links = PeerLinks::new(NodeId::new(1));
+    let links = PeerLinks::new(NodeId::new(1), LANE_BYTES);
     links.set_peers(HashMap::from([(TWO, address.to_string())]));
     links.start(Arc::clone(host) as _);
     links
@@ -82,6 +82,26 @@ fn request(entries: usize, bytes: usize) -> AppendRequest {
 
 /// What is wrong between node 1 and node 2.
 type Wrong = fn(&TestHost, &TestHost);
+
+#[tokio::test]
+async fn a_node_that_is_removed_is_cut_and_told_so() {
+    let (caller, host) = (TestHost::new(1), TestHost::new(2));
+    let (address, stop) = listen(&host, None).await;
+    let links = links(&caller, address);
+    caller.sees(2, true).await;
+    host.removed
+        .send_modify(|removed| removed.extend([NodeId::new(1)]));
+    caller.sees(2, false).await;
+    let mut refusals = caller.refusals.subscribe();
+    let refused = refusals
+        .wait_for(|refusals| !refusals.is_empty())
+        .await
+        .unwrap()[0]
+        .clone();
+    assert_eq!(refused, (TWO, "node 1 was removed".to_owned()));
+    links.shutdown().await;
+    stop.cancel();
+}
 
 #[tokio::test]
 async fn nodes_that_do_not_belong_together_are_not_linked() {
@@ -164,6 +184,27 @@ async fn a_linked_node_hears_which_groups_are_led_now_and_later() {
         assert_eq!(all.last(), Some(&(NodeId::new(1), led)));
         drop(all);
         links.announce(vec![(key(), LeaderEpoch::new(5))]);
+    }
+    links.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_where_nobody_listens_any_more_is_told_to_be_gone_once_each_time() {
+    let (one, two) = (TestHost::new(1), TestHost::new(2));
+    let (address, mut stop) = listen(&two, None).await;
+    let links = links(&one, address);
+    let mut gone = one.gone.subscribe();
+    for count in 1..=2 {
+        one.sees(2, true).await;
+        assert_eq!(gone.borrow().len(), count - 1, "it lives");
+        stop.cancel();
+        let told = gone.wait_for(|gone| gone.len() == count);
+        let told = tokio::time::timeout(LONG, told).await.unwrap().unwrap();
+        assert_eq!(told.last(), Some(&TWO));
+        drop(told);
+        // It is dialled again and again, and refuses.
+        assert!(refusal(&links).await.contains("refused"));
+        (_, stop) = listen(&two, Some(address)).await;
     }
     links.shutdown().await;
 }

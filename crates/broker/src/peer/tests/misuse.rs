@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures::stream;
+use futures::{FutureExt, stream};
 use quipu_model::NodeId;
 use quipu_proto::peer::v1::{
     Answers, Append, Cancel, End, Entry, EntryKind, Group, Hello, Led, Request, Requests, Vote,
@@ -12,7 +12,7 @@ use quipu_proto::peer::v1::{
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    super::{LANE_CALLS, caller::Caller, convert::to_group},
+    super::{LANE_BYTES, LANE_CALLS, caller::Caller, convert::to_group},
     LONG, Node, TestHost, batch, key, listen,
 };
 
@@ -169,7 +169,7 @@ async fn a_call_to_a_replica_that_is_not_here_fails_alone_and_what_follows_in_it
 
 #[tokio::test]
 async fn a_node_that_does_not_read_its_answers_is_cut() {
-    let caller = Caller::new(NodeId::new(1), TestHost::new(2));
+    let caller = Caller::new(NodeId::new(1), TestHost::new(2), LANE_BYTES);
     let entry = Entry {
         data: vec![0; 1 << 20].into(),
         ..Entry::default()
@@ -190,11 +190,32 @@ async fn a_node_that_does_not_read_its_answers_is_cut() {
     assert!(error.contains("are not answered"), "{error}");
 }
 
+#[tokio::test]
+async fn no_more_is_read_than_memory_is_for_until_requests_are_answered() {
+    let caller = Caller::new(NodeId::new(1), TestHost::new(2), 1000);
+    assert!(caller.room().now_or_never().is_some());
+    // No replica of it is here: so it is answered at once, as soon as the socket takes answers.
+    let append = Kind::Append(Append {
+        entries: vec![Entry {
+            data: vec![0; 1000].into(),
+            ..Entry::default()
+        }],
+        ..Append::default()
+    });
+    let message = requests(vec![request(1, true, Some(append))]);
+    caller.take(message).unwrap();
+    let waiting = caller.room();
+    tokio::pin!(waiting);
+    assert!(waiting.as_mut().now_or_never().is_none());
+    assert_eq!(caller.answers().await.unwrap().answers.len(), 1);
+    assert!(waiting.now_or_never().is_some());
+}
+
 /// What a node with a replica of the group answers.
 async fn answered(kind: Kind) -> answer::Kind {
     let node = Node::start(2).await;
     node.take_part(&[NodeId::new(1), NodeId::new(2)]).await;
-    let caller = Caller::new(NodeId::new(1), Arc::clone(&node.host) as _);
+    let caller = Caller::new(NodeId::new(1), Arc::clone(&node.host) as _, LANE_BYTES);
     caller.take(requests(vec![here(1, kind)])).unwrap();
     let mut answers = caller.answers().await.unwrap().answers;
     node.stop().await;
@@ -240,7 +261,7 @@ async fn a_batch_that_is_damaged_or_an_entry_of_another_version_fails_its_call_a
 async fn a_node_may_have_so_many_calls_open_and_no_more() {
     let node = Node::start(2).await;
     node.take_part(&[NodeId::new(1), NodeId::new(2)]).await;
-    let caller = Caller::new(NodeId::new(1), Arc::clone(&node.host) as _);
+    let caller = Caller::new(NodeId::new(1), Arc::clone(&node.host) as _, LANE_BYTES);
     // Nothing else runs before the next await.
     let votes = (1..=LANE_CALLS as u64).map(|call| here(call, Kind::Vote(VoteRequest::default())));
     caller.take(requests(votes.collect())).unwrap();

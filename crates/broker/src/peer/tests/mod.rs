@@ -7,7 +7,7 @@ mod queue;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc,
@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quipu_model::{
     LeaderEpoch, NodeId, PartitionId, PartitionKey, RecordBatch, TimestampMs, TopicConfig, TopicId,
@@ -30,7 +31,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Host, Identity, PeerLinks, service};
+use super::{Host, Identity, LANE_BYTES, PeerLinks, service};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -61,7 +62,11 @@ struct TestHost {
     partition: Mutex<Option<Partition>>,
     leads: AtomicBool,
     up: watch::Sender<HashMap<NodeId, bool>>,
+    gone: watch::Sender<Vec<NodeId>>,
     heard: watch::Sender<Vec<(NodeId, LedGroups)>>,
+    removed: watch::Sender<HashSet<NodeId>>,
+    /// Why others refuse it.
+    refusals: watch::Sender<Vec<(NodeId, String)>>,
 }
 
 impl TestHost {
@@ -77,7 +82,10 @@ impl TestHost {
             partition: Mutex::default(),
             leads: AtomicBool::new(false),
             up: watch::Sender::default(),
+            gone: watch::Sender::default(),
             heard: watch::Sender::default(),
+            removed: watch::Sender::default(),
+            refusals: watch::Sender::default(),
         })
     }
 
@@ -94,6 +102,9 @@ impl Host for TestHost {
         *self.identity.lock()
     }
     fn admit(&self, peer: &Identity) -> Result<(), String> {
+        if self.removed.borrow().contains(&peer.node) {
+            return Err(format!("node {} was removed", peer.node));
+        }
         let mut known = self.known.lock();
         let directory = known.entry(peer.node).or_insert(peer.directory_id);
         if *directory == peer.directory_id {
@@ -121,7 +132,25 @@ impl Host for TestHost {
         });
     }
 
-    fn refused(&self, _: NodeId, _: &str) {}
+    fn peer_gone(&self, node: NodeId) {
+        self.gone.send_modify(|gone| gone.push(node));
+    }
+
+    fn removal_of(&self, node: NodeId) -> BoxFuture<'static, String> {
+        let mut removed = self.removed.subscribe();
+        Box::pin(async move {
+            removed
+                .wait_for(|removed| removed.contains(&node))
+                .await
+                .unwrap();
+            format!("node {node} was removed")
+        })
+    }
+
+    fn refused(&self, by: NodeId, reason: &str) {
+        self.refusals
+            .send_modify(|refusals| refusals.push((by, reason.to_owned())));
+    }
 }
 
 /// Serves a node's end of the others' links.
@@ -130,7 +159,7 @@ async fn listen(host: &Arc<TestHost>, at: Option<SocketAddr>) -> (SocketAddr, Ca
     let listener = TcpListener::bind(at).await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let service = service(Arc::clone(host) as _, stop.clone());
+    let service = service(Arc::clone(host) as _, stop.clone(), LANE_BYTES);
     let incoming = futures::stream::unfold(listener, |listener| async {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
         Some((accepted, listener))
@@ -169,7 +198,7 @@ impl Node {
         let (address, stop) = listen(&host, None).await;
         Self {
             id: NodeId::new(node),
-            links: PeerLinks::new(NodeId::new(node)),
+            links: PeerLinks::new(NodeId::new(node), LANE_BYTES),
             store: Arc::new(store),
             host,
             address,

@@ -61,7 +61,7 @@ async fn calls(messages: &mut Messages) -> Vec<u64> {
 
 #[tokio::test(start_paused = true)]
 async fn heartbeats_of_all_groups_go_together_and_a_vote_takes_them_along() {
-    let link = Link::new();
+    let link = Link::new(LANE_BYTES);
     let mut messages = opened(&link).await;
     let mut open = Vec::new();
     for _ in 0..100 {
@@ -80,7 +80,7 @@ async fn heartbeats_of_all_groups_go_together_and_a_vote_takes_them_along() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_is_filled_up_to_about_a_mebibyte_and_a_larger_batch_goes_alone() {
-    let link = Link::new();
+    let link = Link::new(LANE_BYTES);
     let mut messages = opened(&link).await;
     let mut open = Vec::new();
     for bytes in [400 << 10, 400 << 10, 400 << 10, 30 << 20, 10, 10] {
@@ -94,7 +94,7 @@ async fn a_message_is_filled_up_to_about_a_mebibyte_and_a_larger_batch_goes_alon
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_was_given_up_is_not_sent_or_its_peer_is_told() {
-    let link = Link::new();
+    let link = Link::new(LANE_BYTES);
     let mut messages = opened(&link).await;
     let heard = send(&link, 10, Haste::AtOnce).await;
     assert_eq!(calls(&mut messages).await, [1]);
@@ -110,7 +110,7 @@ async fn a_call_that_was_given_up_is_not_sent_or_its_peer_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_finds_no_room_waits_until_others_are_sent_and_answered_or_given_up() {
-    let link = Link::new();
+    let link = Link::new(LANE_BYTES);
     let mut messages = opened(&link).await;
     let call = link.call().unwrap();
     let first = link.room(LANE_BYTES - 100).await.unwrap();
@@ -126,8 +126,20 @@ async fn whoever_finds_no_room_waits_until_others_are_sent_and_answered_or_given
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_larger_than_its_lane_goes_alone() {
+    let link = Link::new(1000);
+    let other = link.room(1).await.unwrap();
+    assert!(link.room(5000).now_or_never().is_none());
+    drop(other);
+    let alone = link.room(5000).await.unwrap();
+    assert!(link.room(1).now_or_never().is_none());
+    drop(alone);
+    assert!(link.room(1000).now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_waits_for_a_socket_that_moves_is_not_late() {
-    let link = Link::new();
+    let link = Link::new(LANE_BYTES);
     let mut messages = opened(&link).await;
     let limit = Duration::from_millis(500);
     let first = send(&link, 2 << 20, Haste::AtOnce).await;
@@ -148,7 +160,7 @@ async fn a_request_that_waits_for_a_socket_that_moves_is_not_late() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_was_opened_first_may_send_last() {
-    let link = Link::new();
+    let link = Link::new(LANE_BYTES);
     let mut messages = opened(&link).await;
     let slow = link.call().unwrap();
     let quick = send(&link, 0, Haste::AtOnce).await;

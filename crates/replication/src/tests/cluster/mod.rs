@@ -2,6 +2,7 @@
 //! them again on its way, as a transport between processes does.
 
 mod faults;
+mod gone;
 mod members;
 mod replication;
 mod sleep;
