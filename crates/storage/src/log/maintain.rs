@@ -11,7 +11,7 @@ use super::{
     core::ClosedSegment,
     recover::check_unsealed,
     segment::{Segment, SegmentError},
-    state::{PartitionState, SegmentState},
+    state::PartitionState,
     types::RetentionPolicy,
 };
 use crate::{
@@ -274,19 +274,6 @@ impl PartitionLog {
 impl Inner {
     fn partition_state(&self, key: quipu_model::PartitionKey) -> PartitionState {
         let core = &self.core;
-        let state_of = |segment: &Arc<Segment>| SegmentState {
-            base: segment.base,
-            next_offset: segment.next_offset(),
-            first: LogId {
-                term: segment.term,
-                index: segment.first_index,
-            },
-            sealed: segment.is_sealed(),
-            bytes: segment.len(),
-            created: segment.created,
-            generation: segment.generation,
-            compacted: segment.compacted(),
-        };
         PartitionState {
             key,
             lsn: self.lsn,
@@ -300,7 +287,7 @@ impl Inner {
             membership: self.applied.1.clone(),
             terms: core.raft.terms().to_vec(),
             controls: core.raft.controls().clone(),
-            segments: core.segments().map(state_of).collect(),
+            segments: core.segments().map(|segment| segment.state()).collect(),
             compacted_to: core.compacted_to,
         }
     }

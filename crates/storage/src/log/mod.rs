@@ -47,8 +47,7 @@ pub(crate) use self::{
     recover::RecoveringLog,
     seal::{BLOCK_BYTES, Seal},
     segment::Segment,
-    state::PartitionState,
-    state::SegmentState,
+    state::{PartitionState, STATE_FORMAT, SegmentState},
 };
 use self::{
     core::{CoreError, LogCore},

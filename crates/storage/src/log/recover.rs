@@ -115,8 +115,8 @@ impl RecoveringLog {
     }
 
     fn load_sealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {
-        let (disk, dir) = (&*self.core.disk, &self.core.dir);
-        let path = state.path(dir, "seal");
+        let disk = &*self.core.disk;
+        let path = state.path(&self.core.dir, "seal");
         let seal = read_whole(disk, &path).map_err(|error| (path.clone(), error.to_string()))?;
         let seal = Seal::decode(&seal).map_err(|detail| (path.clone(), detail.to_owned()))?;
         if (seal.base, seal.next_offset, seal.data_bytes)
@@ -124,8 +124,12 @@ impl RecoveringLog {
         {
             return Err((path, "the seal is another segment's".to_owned()));
         }
-        Segment::open_sealed(disk, dir, state, seal)
-            .map_err(|error| (path.with_extension("log"), error.to_string()))
+        let log = path.with_extension("log");
+        let segment =
+            Segment::open_sealed(disk, log.clone(), (state.first.term, state.created), seal)
+                .map_err(|error| (log, error.to_string()))?;
+        segment.set_compacted(state.compacted);
+        Ok(segment)
     }
 
     fn load_unsealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {

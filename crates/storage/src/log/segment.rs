@@ -42,23 +42,19 @@ impl From<io::Error> for SegmentError {
 /// The path of a segment's file with an ending: `log`, `index`, `seal`, `producers`.
 ///
 /// The name carries the term of the segment's first entry behind its base offset: after a truncation another segment may
-/// begin at the same offset, in a later term, while a checkpoint still names the old one.
+/// begin at the same offset, in a later term, while a checkpoint still names the old one. One that compaction has written
+/// begins like one that is here: its name carries a generation, too (see [`SegmentState::path`](super::SegmentState::path)).
 pub(crate) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -> PathBuf {
     dir.join(format!("{:020}-{}.{ending}", base.get(), term))
 }
 
-/// The same of a segment that compaction has written anew `generation` times: the checkpoint before may still name the one
-/// before.
-pub(crate) fn generation_path(
-    dir: &Path,
-    (base, term): (Offset, Term),
-    generation: u32,
-    ending: &str,
-) -> PathBuf {
-    if generation == 0 {
-        return segment_path(dir, base, term, ending);
-    }
-    dir.join(format!("{:020}-{term}-{generation}.{ending}", base.get()))
+/// The generation in the name of a segment's file; 0 where there is none.
+pub(super) fn generation_of(name: &str) -> u32 {
+    let stem = name.split('.').next().unwrap_or_default();
+    let generation = stem.split('-').nth(2);
+    generation
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_default()
 }
 
 /// A segment as readers see it. All below `len` is written and never changes.
@@ -72,8 +68,6 @@ pub(crate) struct Segment {
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) created: TimestampMs,
-    /// How often compaction has written it anew.
-    pub(super) generation: u32,
     compacted: Mutex<Option<Compacted>>,
     len: AtomicU64,
     next_offset: AtomicU64,
@@ -92,16 +86,6 @@ impl Segment {
         (path, file): (PathBuf, Arc<dyn DiskFile>),
         created: TimestampMs,
     ) -> Self {
-        Self::rewritten((base, first), (path, file), created, 0)
-    }
-
-    /// The same of a segment's next generation.
-    pub(super) fn rewritten(
-        (base, first): (Offset, LogId),
-        (path, file): (PathBuf, Arc<dyn DiskFile>),
-        created: TimestampMs,
-        generation: u32,
-    ) -> Self {
         Self {
             base,
             term: first.term,
@@ -109,7 +93,6 @@ impl Segment {
             path,
             file,
             created,
-            generation,
             compacted: Mutex::new(None),
             len: AtomicU64::new(0),
             next_offset: AtomicU64::new(base.get()),
@@ -124,22 +107,25 @@ impl Segment {
     /// The sealed segment that a seal on disk describes.
     pub(super) fn open_sealed(
         disk: &dyn Disk,
-        dir: &Path,
-        state: &SegmentState,
+        path: PathBuf,
+        (term, created): (Term, TimestampMs),
         seal: Seal,
     ) -> io::Result<Self> {
-        let path = state.path(dir, "log");
         let file = disk.open(&path, OpenMode::Read)?;
         if file.len()? < seal.data_bytes {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let first = LogId {
-            term: state.first.term,
-            index: seal.first_index,
-        };
-        let (created, generation) = (state.created, state.generation);
-        let segment = Self::rewritten((seal.base, first), (path, file), created, generation);
-        *segment.compacted.lock() = state.compacted;
+        let segment = Self::new(
+            (
+                seal.base,
+                LogId {
+                    term,
+                    index: seal.first_index,
+                },
+            ),
+            (path, file),
+            created,
+        );
         segment.publish(seal.data_bytes, seal.next_offset, seal.newest);
         *segment.index.write() = None;
         let _ = segment.seal.set(seal);
@@ -177,12 +163,34 @@ impl Segment {
         Ok(segment)
     }
 
+    /// As a checkpoint keeps it.
+    pub(super) fn state(&self) -> SegmentState {
+        SegmentState {
+            base: self.base,
+            next_offset: self.next_offset(),
+            first: LogId {
+                term: self.term,
+                index: self.first_index,
+            },
+            sealed: self.is_sealed(),
+            bytes: self.len(),
+            created: self.created,
+            generation: self.generation(),
+            compacted: self.compacted(),
+        }
+    }
+
+    fn generation(&self) -> u32 {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        name.map_or(0, generation_of)
+    }
+
     pub(super) fn compacted(&self) -> Option<Compacted> {
         *self.compacted.lock()
     }
 
-    pub(super) fn note_compacted(&self, compacted: Compacted) {
-        *self.compacted.lock() = Some(compacted);
+    pub(super) fn set_compacted(&self, compacted: Option<Compacted>) {
+        *self.compacted.lock() = compacted;
     }
 
     /// Whether the last checkpoint may name this segment as it was before it was cut: it is not to be sealed then, since the

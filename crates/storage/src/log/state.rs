@@ -12,7 +12,7 @@
 //! | compacted up to u64
 //! ```
 //!
-//! In format 1 there was no compaction: neither the segments' generation and what follows it, nor the last offset.
+//! Format 1 had no generation, formats 1 and 2 nothing about compaction.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use quipu_model::{
 };
 
 use super::{
-    segment::generation_path,
+    segment::segment_path,
     types::{Control, ControlKind},
 };
 use crate::wal::Lsn;
@@ -50,17 +50,27 @@ pub(crate) struct SegmentState {
     pub(crate) sealed: bool,
     pub(crate) bytes: u64,
     pub(crate) created: TimestampMs,
-    /// How often compaction has written it anew: a part of its files' names.
+    /// Told apart by it from others that begin at the same offset in the same term; 0 for what was appended here.
     pub(crate) generation: u32,
     pub(crate) compacted: Option<Compacted>,
 }
 
 impl SegmentState {
-    /// The path of its file with an ending: see [`generation_path`].
+    /// The path of its file with an ending: `log`, `index`, `seal`, `producers`.
     pub(crate) fn path(&self, dir: &Path, ending: &str) -> PathBuf {
-        generation_path(dir, (self.base, self.first.term), self.generation, ending)
+        let path = segment_path(dir, self.base, self.first.term, ending);
+        match self.generation {
+            0 => path,
+            generation => {
+                let (base, term) = (self.base.get(), self.first.term);
+                path.with_file_name(format!("{base:020}-{term}-{generation}.{ending}"))
+            }
+        }
     }
 }
+
+/// What [`PartitionState::encode`] writes. A state file and a record of the write-ahead log that hold states carry it.
+pub(crate) const STATE_FORMAT: u32 = 3;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PartitionState {
@@ -183,7 +193,7 @@ impl PartitionState {
         for _ in 0..bytes.try_get_u32_le()? {
             state.segments.push(get_segment(bytes, format)?);
         }
-        if format > 1 {
+        if format > 2 {
             state.compacted_to = Offset::new(bytes.try_get_u64_le()?);
         }
         Ok(state)
@@ -191,26 +201,31 @@ impl PartitionState {
 }
 
 fn get_segment(bytes: &mut Bytes, format: u32) -> Result<SegmentState, TryGetError> {
-    let mut segment = SegmentState {
+    Ok(SegmentState {
         base: Offset::new(bytes.try_get_u64_le()?),
         next_offset: Offset::new(bytes.try_get_u64_le()?),
         first: LogId::new(bytes.try_get_u64_le()?, bytes.try_get_u64_le()?),
         sealed: bytes.try_get_u8()? == 1,
         bytes: bytes.try_get_u64_le()?,
         created: TimestampMs::new(bytes.try_get_i64_le()?),
-        generation: 0,
-        compacted: None,
+        generation: match format {
+            1 => 0,
+            _ => bytes.try_get_u32_le()?,
+        },
+        compacted: match format {
+            1 | 2 => None,
+            _ => get_compacted(bytes)?,
+        },
+    })
+}
+
+fn get_compacted(bytes: &mut Bytes) -> Result<Option<Compacted>, TryGetError> {
+    let present = bytes.try_get_u8()? == 1;
+    let compacted = Compacted {
+        at: TimestampMs::new(bytes.try_get_i64_le()?),
+        tombstones: bytes.try_get_u64_le()?,
     };
-    if format > 1 {
-        segment.generation = bytes.try_get_u32_le()?;
-        let is_compacted = bytes.try_get_u8()? == 1;
-        let compacted = Compacted {
-            at: TimestampMs::new(bytes.try_get_i64_le()?),
-            tombstones: bytes.try_get_u64_le()?,
-        };
-        segment.compacted = is_compacted.then_some(compacted);
-    }
-    Ok(segment)
+    Ok(present.then_some(compacted))
 }
 
 fn put_log_id(out: &mut Vec<u8>, id: Option<LogId>) {

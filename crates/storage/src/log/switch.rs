@@ -58,7 +58,7 @@ impl PartitionLog {
         if !inner.core.closed.iter().any(holds) {
             return Err(PassError::Changed);
         }
-        segment.note_compacted(compacted);
+        segment.set_compacted(Some(compacted));
         inner.captured = None;
         Ok(())
     }

@@ -15,15 +15,13 @@ use uuid::Uuid;
 use super::OpenError;
 use crate::{
     io::{Disk, read_whole, replace_file},
-    log::PartitionState,
+    log::{PartitionState, STATE_FORMAT},
     wal::Lsn,
 };
 
 pub(crate) const FORMAT_FILE: &str = "FORMAT";
 pub(crate) const RAFT_STATE_FILE: &str = "raft-state";
 const FORMAT: u32 = 1;
-/// Format 2 knows of compaction.
-const STATE_FORMAT: u32 = 2;
 const MAGIC: &[u8; 8] = b"QUIPURST";
 
 /// Writes a new directory's format file; gives the directory's id.

@@ -2,14 +2,15 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use quipu_model::{LogId, RecordBatch};
+use quipu_model::RecordBatch;
 
 use crate::{
     io::{Disk, OpenMode},
     log::{
         active::{ActiveSegment, StampedBatch},
         index::UNKNOWN_RAFT_INDEX,
-        segment::{Segment, generation_path},
+        segment::{Segment, generation_of},
+        state::SegmentState,
     },
 };
 
@@ -22,31 +23,22 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Creates the file of a segment that begins where `first` does, in a generation behind `generation`.
-    pub(super) fn create(disk: &dyn Disk, first: &Segment, generation: u32) -> io::Result<Self> {
+    /// Creates the file of a segment that begins where `first` does, in a generation of its own: a crash may have left files of
+    /// others, which the next checkpoint removes.
+    pub(super) fn create(disk: &dyn Disk, first: &Segment) -> io::Result<Self> {
         let dir = first.path.parent().unwrap_or(&first.path);
-        let mut generation = generation;
-        let path = loop {
-            generation += 1;
-            // A crash may have left files of a later one, which the next checkpoint removes.
-            let path = generation_path(dir, (first.base, first.term), generation, ENDINGS[0]);
-            if ENDINGS
-                .iter()
-                .all(|ending| !disk.exists(&path.with_extension(ending)))
-            {
-                break path;
-            }
+        let names = disk.list(dir)?;
+        let newest = names.iter().map(|name| generation_of(name)).max();
+        let state = SegmentState {
+            generation: newest.unwrap_or_default() + 1,
+            ..first.state()
         };
+        let path = state.path(dir, ENDINGS[0]);
         let file = disk.open(&path, OpenMode::CreateNew)?;
-        let id = LogId {
-            term: first.term,
-            index: first.first_index,
-        };
-        let segment = Segment::rewritten(
-            (first.base, id),
+        let segment = Segment::new(
+            (first.base, state.first),
             (path.clone(), file),
             first.created,
-            generation,
         );
         Ok(Self {
             active: ActiveSegment::new(Arc::new(segment), 0, u64::MAX),

@@ -319,12 +319,7 @@ impl Pass {
             return Ok(());
         };
         let members = &self.plan.segments[group.members.clone()];
-        let generation = members.iter().map(|member| member.generation).max();
-        let output = Output::create(
-            &*self.log.context.disk,
-            &members[0],
-            generation.unwrap_or_default(),
-        );
+        let output = Output::create(&*self.log.context.disk, &members[0]);
         *group = Group {
             members: group.members.clone(),
             at: group.members.start,
@@ -373,9 +368,7 @@ impl Pass {
                     last.next_offset(),
                     "a compacted segment ends where those that it stands for did"
                 );
-                if let Some(compacted) = compacted {
-                    segment.note_compacted(compacted);
-                }
+                segment.set_compacted(compacted);
                 segment.note_scrubbed(self.log.context.clock.monotonic());
                 self.log.switch(members, segment)
             });
