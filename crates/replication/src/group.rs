@@ -50,6 +50,8 @@ pub(crate) struct Group {
     pub(crate) trim_wanted: watch::Sender<Offset>,
     /// Up to where the keeper saw to it.
     pub(crate) trimmed: watch::Sender<Offset>,
+    /// Up to where Raft's log is to forget what compaction is to write anew, and the offset behind it: for the keeper, too.
+    pub(crate) purge_wanted: watch::Sender<Option<(LogId, Offset)>>,
     /// The term of the last entry applied.
     pub(crate) applied_term: watch::Sender<Term>,
     high_watermark: watch::Sender<Offset>,
@@ -108,6 +110,7 @@ impl Group {
             snapshots: Mutex::default(),
             trim_wanted: watch::Sender::new(Offset::ZERO),
             trimmed: watch::Sender::new(Offset::ZERO),
+            purge_wanted: watch::Sender::default(),
             applied_term: watch::Sender::new(Term::new(applied_term)),
             high_watermark: watch::Sender::new(high_watermark),
         }
@@ -193,17 +196,18 @@ impl Group {
         flight.announce();
     }
 
-    /// Marks the last entry whose segment was deleted as what the next snapshot is to end with, and answers with it.
-    pub(crate) fn mark_purgeable(&self) -> Option<RaftLogId> {
-        let (last, next_offset) = self.log.purge_point()?;
-        let last = to_raft_id(last);
-        let membership = self.membership_at(last).ok().flatten()?;
+    /// Marks an entry as what the next snapshot is to end with, behind which records go on at `next_offset`; `false` where
+    /// the voters as of there are no longer known.
+    pub(crate) fn mark(&self, last: RaftLogId, next_offset: Offset) -> bool {
+        let Ok(Some(membership)) = self.membership_at(last) else {
+            return false;
+        };
         self.snapshots.lock().mark = Some(SnapshotPoint {
             last,
             membership,
             next_offset,
         });
-        Some(last)
+        true
     }
 
     /// The point up to which everything was applied.

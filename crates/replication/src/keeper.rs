@@ -7,7 +7,7 @@ use futures::{
     future::{BoxFuture, Fuse, FusedFuture},
 };
 use openraft::async_runtime::watch::WatchReceiver as _;
-use quipu_model::Offset;
+use quipu_model::{LogId, Offset};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     replicator::Starter,
     running::Running,
     sleep::{QuietPoint, lull, poke},
-    type_config::Raft,
+    type_config::{Raft, to_raft_id},
 };
 
 /// The first pause before a failed replica is started again; it doubles up to the last.
@@ -40,6 +40,7 @@ pub(crate) async fn keep(
     let mut trim_wanted = inner.group.trim_wanted.subscribe();
     // What was applied before this task ran counts too.
     trim_wanted.mark_changed();
+    let mut purge_wanted = inner.group.purge_wanted.subscribe();
     let mut applied_term = inner.group.applied_term.subscribe();
     let mut asleep = inner.asleep.subscribe();
     let mut trimming: Doing = Fuse::terminated();
@@ -83,6 +84,11 @@ pub(crate) async fn keep(
                 let before = *trim_wanted.borrow_and_update();
                 let (inner, raft) = (Arc::clone(&inner), running.raft.clone());
                 trimming = async move { keep_trimmed(&inner, &raft, before).await }.boxed().fuse();
+            }
+            _ = purge_wanted.changed(), if trimming.is_terminated() => {
+                let point = *purge_wanted.borrow_and_update();
+                let (inner, raft) = (Arc::clone(&inner), running.raft.clone());
+                trimming = async move { forget(&inner, &raft, point).await }.boxed().fuse();
             }
             () = &mut trimming, if !trimming.is_terminated() => {}
         }
@@ -161,10 +167,32 @@ async fn trim(inner: &Inner, raft: &Raft, before: Offset) -> Result<(), String> 
         .await
         .map_err(|e| e.to_string())?
         .map_err(|e| e.to_string())?;
-    let Some(last) = inner.group.mark_purgeable() else {
+    match inner.group.log.purge_point() {
+        Some(point) => purge(inner, raft, point).await,
+        None => Ok(()),
+    }
+}
+
+/// Lets Raft's log forget what compaction is to write anew.
+async fn forget(inner: &Inner, raft: &Raft, point: Option<(LogId, Offset)>) {
+    if let Some(point) = point
+        && let Err(error) = purge(inner, raft, point).await
+    {
+        let partition = inner.group.log.key();
+        tracing::warn!(%partition, %error, "compaction waits until Raft's log forgets what it is to write anew");
+    }
+}
+
+/// Makes a snapshot that ends with an entry, behind which records go on at an offset, and lets Raft's log forget all up to it.
+async fn purge(
+    inner: &Inner,
+    raft: &Raft,
+    (last, next_offset): (LogId, Offset),
+) -> Result<(), String> {
+    if !inner.group.mark(to_raft_id(last), next_offset) {
         return Ok(());
-    };
-    let index = last.index;
+    }
+    let index = last.index.get();
     let trigger = raft.trigger();
     trigger.snapshot().await.map_err(|e| e.to_string())?;
     raft.wait(Some(PURGE_PATIENCE))

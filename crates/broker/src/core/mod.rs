@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use fetch::{Fetch, FetchStream, Fetched};
-pub(crate) use offsets::{ListedOffset, OffsetQuery};
+pub(crate) use offsets::{DeleteBefore, ListedOffset, OffsetQuery};
 pub(crate) use produce::{Payload, Prepared, Produce};
 pub(crate) use topics::{NodeDescription, PartitionDescription};
 
