@@ -1,11 +1,14 @@
 //! How a node is set up.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use quipu_model::NodeId;
 use quipu_storage::StoreConfig;
 
 use crate::error::NodeAddress;
+
+/// A fifth of what a disk of the cheaper kind gives.
+const CATCH_UP_RATE: NonZeroU64 = NonZeroU64::MIN.saturating_add((64 << 20) - 1);
 
 /// Which cluster a node belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct BrokerConfig {
     /// The most gRPC connections of clients that are served at a time. The requests of others are refused as overload, which
     /// can be retried. Connections of other brokers do not count.
     pub max_connections: usize,
+    /// How many bytes a second this node gives, at most, to replicas on other nodes that lack more than the newest records.
+    pub catch_up_rate: NonZeroU64,
     /// How long requests in flight are waited for at shutdown.
     pub shutdown_grace: Duration,
     /// How often each partition's retention is looked at.
@@ -68,6 +73,7 @@ impl BrokerConfig {
             advertised_grpc: None,
             memory_bytes: 512 << 20,
             max_connections: 4096,
+            catch_up_rate: CATCH_UP_RATE,
             shutdown_grace: Duration::from_secs(10),
             retention_interval: Duration::from_secs(30),
             store: StoreConfig::default(),

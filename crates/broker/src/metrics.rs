@@ -138,7 +138,7 @@ impl Metrics {
             ),
             (
                 "partitions_damaged",
-                "Those of them that are not served since their files are damaged",
+                "Those of them that are not served before their files, which are damaged, are repaired",
                 &self.partitions_damaged,
             ),
         ] {

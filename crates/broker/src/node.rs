@@ -26,7 +26,7 @@ use crate::{
     metadata::Metadata,
     metrics::Metrics,
     partitions::{PartitionTable, stop_partitions},
-    peer::{self, PeerLinks},
+    peer::{self, PeerLinks, Throttle},
     standing::Standing,
     startup::{Place, StartError, Startup},
 };
@@ -120,6 +120,7 @@ impl Broker {
             leaders: Arc::clone(&core.leaders),
             replicator: replicator.clone(),
             linked,
+            copying: Throttle::new(config.catch_up_rate),
             refusal: watch::Sender::new(None),
         });
         links.start(Arc::clone(&host) as _);

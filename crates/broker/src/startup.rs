@@ -200,6 +200,9 @@ impl Startup {
         let founders = self.place.founders();
         let starting = self.replicator.start(METADATA_KEY, &founders, config);
         let partition = starting.await.map_err(BrokerError::from)?;
+        if !self.place.is_alone() {
+            partition.wait_sound().await;
+        }
         if let Some(damage) = partition.damage() {
             return Err(StartError::MetadataDamaged(damage));
         }

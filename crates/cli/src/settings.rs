@@ -1,6 +1,6 @@
 //! A node's settings: defaults, overridden by a file, overridden by variables and flags.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -42,6 +42,9 @@ pub(crate) struct NodeSettings {
     /// The memory that requests of clients in flight may hold, such as 512MiB
     #[arg(long, env = "QUIPU_MEMORY", value_name = "BYTES")]
     pub(crate) memory: Option<String>,
+    /// How many bytes a second this node gives, at most, to replicas that are far behind, such as 64MiB
+    #[arg(long, env = "QUIPU_CATCH_UP_RATE", value_name = "BYTES")]
+    pub(crate) catch_up_rate: Option<String>,
 }
 
 impl NodeSettings {
@@ -58,6 +61,7 @@ impl NodeSettings {
             http_listen: self.http_listen.or(other.http_listen),
             advertised_grpc: self.advertised_grpc.or(other.advertised_grpc),
             memory: self.memory.or(other.memory),
+            catch_up_rate: self.catch_up_rate.or(other.catch_up_rate),
             rack: self.rack.or(other.rack),
             max_connections: self.max_connections.or(other.max_connections),
             voters,
@@ -87,6 +91,17 @@ impl NodeSettings {
     pub(crate) fn memory_bytes(&self) -> Result<Option<usize>> {
         let parsed = self.memory.as_deref().map(parse_bytes).transpose();
         parsed.map_err(anyhow::Error::msg).context("memory")
+    }
+
+    pub(crate) fn catch_up_bytes(&self) -> Result<Option<NonZeroU64>> {
+        let parsed = self.catch_up_rate.as_deref().map(parse_bytes).transpose();
+        let parsed = parsed
+            .map_err(anyhow::Error::msg)
+            .context("catch_up_rate")?;
+        let rate = |bytes| {
+            NonZeroU64::new(bytes as u64).context("catch_up_rate is 0: nothing would catch up")
+        };
+        parsed.map(rate).transpose()
     }
 }
 
@@ -160,6 +175,7 @@ mod tests {
         assert_eq!(settings.grpc_listen.map(|a| a.port()), Some(1));
         assert_eq!(settings.data_dir, Some("/data".into()));
         assert_eq!(settings.memory_bytes().unwrap(), Some(1 << 30));
+        assert_eq!(settings.catch_up_bytes().unwrap(), None);
     }
 
     #[test]

@@ -71,18 +71,8 @@ pub(crate) enum LoadError {
 impl Group {
     /// Sets up what is known from the log as it was recovered.
     pub(crate) fn load(node: NodeId, log: Arc<PartitionLog>) -> Result<Arc<Self>, LoadError> {
-        let (last, membership) = log.recovered_applied();
-        let membership = match membership {
-            Some((id, bytes)) => {
-                StoredMembership::new(Some(to_raft_id(id)), decode_membership(&bytes)?)
-            }
-            None => StoredMembership::default(),
-        };
-        let applied = AppliedState {
-            last: last.map(to_raft_id),
-            membership,
-        };
-        let high_watermark = offset_after(&log, last)?;
+        let applied = recovered(&log)?;
+        let high_watermark = offset_after(&log, applied.last.as_ref().map(from_raft_id))?;
         let group = Self::new(node, log, applied, high_watermark);
         group.finish_purge()?;
         group.restore_snapshot()?;
@@ -92,7 +82,24 @@ impl Group {
     /// For a log that is damaged, and so is not served: nothing is read from it.
     pub(crate) fn unserved(node: NodeId, log: Arc<PartitionLog>) -> Arc<Self> {
         let start = log.state().start_offset;
-        Arc::new(Self::new(node, log, AppliedState::default(), start))
+        let membership = recovered(&log).unwrap_or_default().membership;
+        let applied = AppliedState {
+            last: None,
+            membership,
+        };
+        Arc::new(Self::new(node, log, applied, start))
+    }
+
+    /// Goes on with a log that was damaged and is sound again.
+    pub(crate) fn reload(&self) -> Result<(), LoadError> {
+        let applied = recovered(&self.log)?;
+        let high_watermark = offset_after(&self.log, applied.last.as_ref().map(from_raft_id))?;
+        let term = applied.last.map_or(0, |last| last.leader_id.term);
+        *self.applied.lock() = applied;
+        self.applied_term.send_replace(Term::new(term));
+        self.advance(high_watermark);
+        self.finish_purge()?;
+        self.restore_snapshot()
     }
 
     fn new(
@@ -223,6 +230,21 @@ impl Group {
             next_offset,
         }))
     }
+}
+
+/// What the log knows to be applied.
+fn recovered(log: &PartitionLog) -> Result<AppliedState, UnknownBytes> {
+    let (last, membership) = log.recovered_applied();
+    let membership = match membership {
+        Some((id, bytes)) => {
+            StoredMembership::new(Some(to_raft_id(id)), decode_membership(&bytes)?)
+        }
+        None => StoredMembership::default(),
+    };
+    Ok(AppliedState {
+        last: last.map(to_raft_id),
+        membership,
+    })
 }
 
 /// The offset of the first record after an entry; after none, of the first record.

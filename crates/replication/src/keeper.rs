@@ -13,6 +13,7 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     blocking::blocking,
     partition::{Inner, Replica},
+    repair::{repair, stop_damaged},
     replicator::Starter,
     running::Running,
     sleep::{QuietPoint, lull, poke},
@@ -34,9 +35,21 @@ type Doing = Fuse<BoxFuture<'static, ()>>;
 pub(crate) async fn keep(
     inner: Arc<Inner>,
     starter: Starter,
-    mut running: Running,
+    running: Option<Running>,
     idle: Duration,
 ) {
+    let started = match running {
+        Some(running) => Some(running),
+        None => restart(&inner, &starter, None).await,
+    };
+    if let Some(running) = started {
+        keep_running(&inner, &starter, running, idle).await;
+    }
+    inner.tell();
+    inner.groups.remove(&inner);
+}
+
+async fn keep_running(inner: &Arc<Inner>, starter: &Starter, mut running: Running, idle: Duration) {
     let mut trim_wanted = inner.group.trim_wanted.subscribe();
     // What was applied before this task ran counts too.
     trim_wanted.mark_changed();
@@ -56,7 +69,14 @@ pub(crate) async fn keep(
         tokio::select! {
             changed = running.server.changed() => if changed.is_err() {
                 lulling = Fuse::terminated();
-                match restart(&inner, &starter, &running).await {
+                match restart(inner, starter, Some(&running)).await {
+                    Some(again) => running = again,
+                    None => break,
+                }
+            },
+            () = inner.alarm.notified() => if inner.group.log.damage().is_some() {
+                (lulling, trimming) = (Fuse::terminated(), Fuse::terminated());
+                match restart(inner, starter, Some(&running)).await {
                     Some(again) => running = again,
                     None => break,
                 }
@@ -71,7 +91,7 @@ pub(crate) async fn keep(
                 let now = running.quiet_point();
                 if let Some(point) = now.clone().filter(|_| now == quiet && running.hears_all()) {
                     let transport = Arc::clone(&starter.network.transport);
-                    lulling = lull(Arc::clone(&inner), transport, point).boxed().fuse();
+                    lulling = lull(Arc::clone(inner), transport, point).boxed().fuse();
                 }
                 quiet = now;
                 looking.as_mut().reset(Instant::now() + idle);
@@ -82,7 +102,7 @@ pub(crate) async fn keep(
             }
             _ = trim_wanted.changed(), if trimming.is_terminated() => {
                 let before = *trim_wanted.borrow_and_update();
-                let (inner, raft) = (Arc::clone(&inner), running.raft.clone());
+                let (inner, raft) = (Arc::clone(inner), running.raft.clone());
                 trimming = async move { keep_trimmed(&inner, &raft, before).await }.boxed().fuse();
             }
             _ = purge_wanted.changed(), if trimming.is_terminated() => {
@@ -93,8 +113,6 @@ pub(crate) async fn keep(
             () = &mut trimming, if !trimming.is_terminated() => {}
         }
     }
-    inner.tell();
-    inner.groups.remove(&inner);
 }
 
 async fn keep_trimmed(inner: &Inner, raft: &Raft, before: Offset) {
@@ -107,33 +125,35 @@ async fn keep_trimmed(inner: &Inner, raft: &Raft, before: Offset) {
     inner.group.trimmed.send_replace(before);
 }
 
-/// Starts a replica again whose core ended; `None` where it is to stay so.
-async fn restart(inner: &Arc<Inner>, starter: &Starter, ended: &Running) -> Option<Running> {
+/// Starts a replica again whose core ended, or whose log is damaged; `None` where it is to stay so.
+async fn restart(
+    inner: &Arc<Inner>,
+    starter: &Starter,
+    before: Option<&Running>,
+) -> Option<Running> {
     let key = inner.group.log.key();
     let mut pause = FIRST_PAUSE;
-    let mut reason = match ended.raft.metrics().borrow_watched().running_state.clone() {
-        Err(error) => error.to_string(),
-        Ok(()) => "its core ended".to_owned(),
+    let mut reason = match before.map(|before| before.raft.metrics()) {
+        Some(metrics) => match metrics.borrow_watched().running_state.clone() {
+            Err(error) => error.to_string(),
+            Ok(()) => "its core ended".to_owned(),
+        },
+        None => "its log was damaged".to_owned(),
     };
     loop {
-        {
-            let mut replica = inner.replica.write();
-            if matches!(*replica, Replica::Ended) {
+        if inner.group.log.damage().is_some() {
+            if let Some(before) = before {
+                stop_damaged(inner, before).await;
+            }
+            if !repair(inner, starter).await {
                 return None;
             }
-            let beyond_help = inner.store.failure().is_some() || inner.group.log.damage().is_some();
-            if beyond_help {
-                tracing::error!(partition = %key, reason, "the replica ended");
-                *replica = Replica::Ended;
-                return None;
-            }
-            tracing::error!(partition = %key, reason, "the replica failed and is started again");
-            *replica = Replica::Failed(reason);
+        } else {
+            note_failed(inner, reason)?;
+            tokio::time::sleep(pause).await;
+            pause = LAST_PAUSE.min(pause * 2);
+            inner.metrics.restarts.inc();
         }
-        inner.tell();
-        tokio::time::sleep(pause).await;
-        pause = LAST_PAUSE.min(pause * 2);
-        inner.metrics.restarts.inc();
         match starter.start(&inner.group).await {
             Ok(running) => {
                 if inner.resume(running.clone()) {
@@ -147,6 +167,25 @@ async fn restart(inner: &Arc<Inner>, starter: &Starter, ended: &Running) -> Opti
             Err(error) => reason = error,
         }
     }
+}
+
+/// `None`: the replica is not to be started again.
+fn note_failed(inner: &Inner, reason: String) -> Option<()> {
+    let partition = inner.group.log.key();
+    let mut replica = inner.replica.write();
+    if matches!(*replica, Replica::Ended) {
+        return None;
+    }
+    if inner.store.failure().is_some() {
+        tracing::error!(%partition, reason, "the replica ended");
+        *replica = Replica::Ended;
+        return None;
+    }
+    tracing::error!(%partition, reason, "the replica failed and is started again");
+    *replica = Replica::Failed(reason);
+    drop(replica);
+    inner.tell();
+    Some(())
 }
 
 /// Deletes the segments below an offset, and lets Raft's log forget what they held.

@@ -6,6 +6,7 @@
 
 mod blocking;
 mod config;
+mod copy;
 mod door;
 mod error;
 mod flight;
@@ -18,6 +19,7 @@ mod network;
 mod partition;
 mod parts;
 mod receive;
+mod repair;
 mod replicator;
 mod running;
 mod sequencer;
@@ -32,9 +34,9 @@ mod tests;
 pub use error::{Acks, AppendError, Appended};
 pub use members::{FollowerProgress, Leadership, Members};
 pub use network::{
-    AppendAnswers, AppendRequest, AppendResponse, Called, NoPeers, SleepRequest, SleepResponse,
-    SnapshotRequest, SnapshotResponse, TransferRequest, TransferResponse, Transport,
-    TransportError, VoteRequest, VoteResponse,
+    AppendAnswers, AppendRequest, AppendResponse, Called, CopyRequest, CopyResponse, NoPeers,
+    SleepRequest, SleepResponse, SnapshotRequest, SnapshotResponse, TransferRequest,
+    TransferResponse, Transport, TransportError, VoteRequest, VoteResponse,
 };
 pub use partition::Partition;
 pub use parts::{

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::{
     Stream, StreamExt,
     future::BoxFuture,
@@ -22,7 +23,7 @@ use openraft::{
     network::RPCOption,
     raft,
 };
-use quipu_model::{NodeId, PartitionKey};
+use quipu_model::{NodeId, Offset, PartitionKey};
 use quipu_storage::PartitionLog;
 
 use crate::{
@@ -90,6 +91,40 @@ message! {
 message! {
     /// The answer to a [`SleepRequest`].
     SleepResponse(SleepOutcome)
+}
+
+/// Asks a replica for batches as they stand in its log, to put them into another replica's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyRequest {
+    /// The offset of the first record wanted.
+    pub from: Offset,
+    /// Only whole batches below this.
+    pub up_to: Offset,
+    /// At most so many bytes, but at least one batch; a replica may give fewer.
+    pub max_bytes: u32,
+    /// Whether what is not known to be committed will do, and what is sound of a damaged log: for a repair, which knows which
+    /// entries it wants.
+    pub uncommitted: bool,
+}
+
+/// What a replica answers to a [`CopyRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyResponse {
+    /// Whole batches, lent from the log. Whoever puts them into a log checks them first: see
+    /// [`quipu_storage::check_copied`].
+    Batches {
+        /// The batches. The first may begin before the offset that was asked for. Empty where that was the end of the range.
+        bytes: Bytes,
+        /// Where to go on.
+        next_offset: Offset,
+    },
+    /// Not all that was asked for is there.
+    OutOfRange {
+        /// The first offset that this replica still has.
+        start: Offset,
+        /// The offset after the last one that it knows to be committed.
+        end: Offset,
+    },
 }
 
 /// A message was not answered.
@@ -161,6 +196,14 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         request: SleepRequest,
         timeout: Duration,
     ) -> Called<'_, SleepResponse>;
+    /// Asks a replica for batches. Many bytes may come of it: neither heartbeats nor fresh records may have to wait for them.
+    fn copy(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: CopyRequest,
+        timeout: Duration,
+    ) -> Called<'_, CopyResponse>;
 }
 
 /// The transport of a node without peers: whatever is sent is unreachable.
@@ -225,6 +268,15 @@ impl Transport for NoPeers {
         _: SleepRequest,
         _: Duration,
     ) -> Called<'_, SleepResponse> {
+        no_peer(target)
+    }
+    fn copy(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        _: CopyRequest,
+        _: Duration,
+    ) -> Called<'_, CopyResponse> {
         no_peer(target)
     }
 }

@@ -17,7 +17,7 @@ use quipu_storage::{
     RetentionPolicy, Store, TimestampedOffset,
 };
 use tokio::{
-    sync::{Mutex, oneshot, watch},
+    sync::{Mutex, Notify, oneshot, watch},
     time::Instant,
 };
 
@@ -51,6 +51,10 @@ pub(crate) enum Replica {
     Running(Running),
     /// It failed, and will be started again.
     Failed(String),
+    /// The log is damaged, and is repaired before it runs again; why that did not work out, where it was tried.
+    Damaged {
+        why: Option<String>,
+    },
     /// It was shut down, or is not to run.
     Ended,
 }
@@ -72,6 +76,10 @@ pub(crate) struct Inner {
     pub(crate) stirs: AtomicBool,
     /// Whether a leader sent anything since the replica was started.
     pub(crate) heard: AtomicBool,
+    /// The log was found damaged, or whoever repairs it is to look up.
+    pub(crate) alarm: Arc<Notify>,
+    /// Held while a repair changes files.
+    pub(crate) mending: Mutex<()>,
 }
 
 impl Inner {
@@ -95,7 +103,12 @@ impl Inner {
             asleep: watch::Sender::new(false),
             stirs: AtomicBool::new(false),
             heard: AtomicBool::new(false),
+            alarm: Arc::default(),
+            mending: Mutex::new(()),
         };
+        let alarm = Arc::clone(&inner.alarm);
+        let raise = Box::new(move || alarm.notify_one());
+        inner.group.log.on_damage(raise);
         inner.tell();
         Arc::new(inner)
     }
@@ -108,7 +121,7 @@ impl Inner {
         self.members
             .send_if_modified(|told| match &*self.replica.read() {
                 Replica::Running(running) => replace(told, running.members()),
-                Replica::Failed(_) | Replica::Ended => false,
+                Replica::Failed(_) | Replica::Damaged { .. } | Replica::Ended => false,
             });
     }
 
@@ -180,11 +193,15 @@ impl Partition {
 
     pub(crate) fn running(&self) -> Result<Running, AppendError> {
         if let Some(damage) = self.log().damage() {
-            return Err(ReserveError::Damaged(damage).into());
+            // Other replicas go on.
+            return Err(match self.is_alone() {
+                true => ReserveError::Damaged(damage).into(),
+                false => self.not_leader(None),
+            });
         }
         match &*self.inner.replica.read() {
             Replica::Running(running) => Ok(running.clone()),
-            Replica::Failed(_) => Err(self.not_leader(None)),
+            Replica::Failed(_) | Replica::Damaged { .. } => Err(self.not_leader(None)),
             Replica::Ended => Err(self.ended()),
         }
     }
@@ -281,8 +298,17 @@ impl Partition {
     pub fn is_leader(&self) -> bool {
         match &*self.inner.replica.read() {
             Replica::Running(running) => running.leading().is_ok(),
-            Replica::Failed(_) | Replica::Ended => false,
+            Replica::Failed(_) | Replica::Damaged { .. } | Replica::Ended => false,
         }
+    }
+
+    /// Whether no other replica can serve in this one's place.
+    pub fn is_alone(&self) -> bool {
+        let members = self.inner.members.borrow();
+        members
+            .voters
+            .iter()
+            .all(|voter| *voter == self.inner.group.node)
     }
 
     /// Whether this replica leads and a majority was heard of lately, or sleeps with it: where not, others may have another
@@ -320,6 +346,27 @@ impl Partition {
     /// The damage for which the partition is not served, if any.
     pub fn damage(&self) -> Option<Arc<PartitionDamage>> {
         self.log().damage()
+    }
+
+    /// What is being done about the damage, in one line; `None` where there is none.
+    pub fn repair(&self) -> Option<String> {
+        let damage = self.damage()?;
+        Some(match &*self.inner.replica.read() {
+            Replica::Damaged { why: Some(why) } => {
+                format!("repairing, without success so far ({why}): {damage}")
+            }
+            Replica::Ended => damage.to_string(),
+            _ => format!("repairing: {damage}"),
+        })
+    }
+
+    /// Waits until the partition is not damaged, or the replica was shut down.
+    pub async fn wait_sound(&self) {
+        const LOOK: Duration = Duration::from_millis(100);
+        let ended = || matches!(&*self.inner.replica.read(), Replica::Ended);
+        while self.damage().is_some() && !ended() {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Changes the topic's settings; those for segments hold from the next one on.
@@ -461,6 +508,9 @@ impl Partition {
         let _door = self.inner.door.lock().await;
         let replica = std::mem::replace(&mut *self.inner.replica.write(), Replica::Ended);
         self.inner.tell();
+        self.inner.alarm.notify_one();
+        // A repair that is about files finishes that step and ends.
+        drop(self.inner.mending.lock().await);
         if let Replica::Running(running) = replica
             && let Err(error) = running.raft.shutdown().await
         {

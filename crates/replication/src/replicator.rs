@@ -42,6 +42,9 @@ pub(crate) struct Metrics {
     pub(crate) duplicates: Counter,
     pub(crate) room_waits: Counter,
     no_room: Arc<Mutex<Option<(Instant, String)>>>,
+    pub(crate) copied_bytes: Counter,
+    pub(crate) repairs: Counter,
+    pub(crate) repaired_bytes: Counter,
 }
 
 impl Metrics {
@@ -108,6 +111,12 @@ impl Replicator {
         lately.map(|(_, error)| error.clone())
     }
 
+    /// How many damaged replicas were made whole.
+    #[cfg(test)]
+    pub(crate) fn repairs(&self) -> u64 {
+        self.metrics.repairs.get()
+    }
+
     /// Adds what all replicas of this node count to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register(
@@ -125,10 +134,26 @@ impl Replicator {
             "Pauses of appends that waited for a checkpoint to make room",
             self.metrics.room_waits.clone(),
         );
+        registry.register(
+            "copied_bytes",
+            "Bytes of batches given to other replicas, which lacked them",
+            self.metrics.copied_bytes.clone(),
+        );
+        registry.register(
+            "replica_repairs",
+            "Damaged replicas that were made whole from others",
+            self.metrics.repairs.clone(),
+        );
+        registry.register(
+            "repaired_bytes",
+            "Bytes of batches that repairs got from other replicas",
+            self.metrics.repaired_bytes.clone(),
+        );
     }
 
     /// Starts the replica of a partition, creating its log where it is absent, and forms its group of `founders` where it
-    /// never was. Without founders the replica waits until a leader makes it a member. Where the partition is damaged, the handle answers with the damage.
+    /// never was. Without founders the replica waits until a leader makes it a member. Where the partition is damaged, it is
+    /// repaired first, and nothing is served meanwhile.
     ///
     /// # Errors
     /// Where the log cannot be created or read.
@@ -161,13 +186,17 @@ impl Replicator {
             let (store, metrics) = (Arc::clone(&self.store), self.metrics.clone());
             Inner::new(group, store, metrics, Arc::clone(&self.groups), replica)
         };
-        if log.damage().is_some() {
+        let damaged = log.damage().is_some();
+        let (inner, running) = if damaged {
             let group = Group::unserved(self.node, log);
-            return Ok(Partition::new(handle(group, Replica::Ended)));
-        }
-        let group = Group::load(self.node, log).map_err(|e| AppendError::Fatal(e.to_string()))?;
-        let running = starter.start(&group).await.map_err(AppendError::Fatal)?;
-        let inner = handle(group, Replica::Running(running.clone()));
+            (handle(group, Replica::Damaged { why: None }), None)
+        } else {
+            let group = Group::load(self.node, log);
+            let group = group.map_err(|error| AppendError::Fatal(error.to_string()))?;
+            let running = starter.start(&group).await.map_err(AppendError::Fatal)?;
+            let inner = handle(group, Replica::Running(running.clone()));
+            (inner, Some(running))
+        };
         self.groups.add(&inner);
         tokio::spawn(keep(Arc::clone(&inner), starter, running, self.idle));
         Ok(Partition::new(inner))
@@ -186,7 +215,7 @@ impl Replicator {
 pub(crate) struct Starter {
     pub(crate) network: Network,
     /// Who votes where the group is formed; nobody where it is not to be formed here.
-    founders: BTreeMap<u64, EmptyNode>,
+    pub(crate) founders: BTreeMap<u64, EmptyNode>,
 }
 
 impl Starter {

@@ -152,7 +152,7 @@ impl Inner {
         self.asleep.send_if_modified(|asleep| {
             sleeps = match &*self.replica.read() {
                 Replica::Running(running) => may(running),
-                Replica::Failed(_) | Replica::Ended => false,
+                Replica::Failed(_) | Replica::Damaged { .. } | Replica::Ended => false,
             };
             let news = sleeps && !*asleep;
             if news {

@@ -12,9 +12,10 @@ mod store;
 mod wal;
 
 pub use log::{
-    AppendError, Applied, Control, ControlKind, EntryInfo, EntryKind, LogEntry, LogState,
-    MAX_PRODUCER_BATCHES, PartitionLog, Payload, ProducerBatch, ProducerTail, ReadBatches,
-    ReadError, Reservation, ReserveError, RetentionPolicy, TimestampedOffset,
+    AppendError, Applied, BadCopy, Control, ControlKind, DamagedLog, EntryInfo, EntryKind,
+    LogEntry, LogState, MAX_PRODUCER_BATCHES, Mending, PartitionLog, Payload, ProducerBatch,
+    ProducerTail, ReadBatches, ReadError, RepairError, Reservation, ReserveError, RetentionPolicy,
+    TimestampedOffset, check_copied,
 };
 pub use store::{OpenError, PartitionDamage, RecoveryReport, Store, StoreConfig, UnrecoveredStore};
 pub use wal::{Completion, StorageFailure};

@@ -12,9 +12,9 @@ use futures::{FutureExt, StreamExt, stream, stream::BoxStream};
 use quipu_model::{NodeId, PartitionKey, Vote};
 use quipu_replication::{
     AppendAnswers, AppendError, AppendOutcome, AppendParts, AppendRequest, AppendResponse, Called,
-    Partition, SleepOutcome, SleepParts, SleepRequest, SleepResponse, SnapshotRequest,
-    SnapshotResponse, TransferOutcome, TransferParts, TransferRequest, TransferResponse, Transport,
-    TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
+    CopyRequest, CopyResponse, Partition, SleepOutcome, SleepParts, SleepRequest, SleepResponse,
+    SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts, TransferRequest,
+    TransferResponse, Transport, TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
 };
 use tokio::time::timeout;
 
@@ -321,6 +321,24 @@ impl Transport for Wire {
         self.call(target, key, within, move |partition| async move {
             let answer = partition.receive_sleep(parts.into()).await?;
             Ok(SleepOutcome::from(answer).into())
+        })
+    }
+
+    fn copy(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: CopyRequest,
+        within: Duration,
+    ) -> Called<'_, CopyResponse> {
+        let part = key.partition;
+        note!(
+            self.cluster.trace,
+            "{}>{target} p{part} {request:?}",
+            self.node
+        );
+        self.call(target, key, within, move |partition| async move {
+            partition.receive_copy(request).await
         })
     }
 }

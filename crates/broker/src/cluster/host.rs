@@ -12,7 +12,7 @@ use super::LeaderTable;
 use crate::{
     metadata::{Metadata, other_directory, removed},
     partitions::PartitionTable,
-    peer::{Host, Identity},
+    peer::{Host, Identity, Throttle},
 };
 
 /// This node, as its links see it.
@@ -28,6 +28,8 @@ pub(crate) struct NodeHost {
     pub(crate) replicator: Replicator,
     /// The nodes that are linked to.
     pub(crate) linked: watch::Sender<HashSet<NodeId>>,
+    /// How fast batches are given to replicas that lack them.
+    pub(crate) copying: Throttle,
     /// Why another node refuses this one.
     pub(crate) refusal: watch::Sender<Option<String>>,
 }
@@ -66,6 +68,10 @@ impl Host for NodeHost {
 
     fn partition(&self, key: PartitionKey) -> Option<Partition> {
         self.table.replica(key)
+    }
+
+    fn copying(&self) -> &Throttle {
+        &self.copying
     }
 
     fn led(&self) -> Vec<(PartitionKey, LeaderEpoch)> {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use quipu_model::{Offset, PartitionId, batch::BatchHeader};
 use quipu_replication::{Leadership, Partition};
-use quipu_storage::ReadBatches;
+use quipu_storage::{ReadBatches, ReadError};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -287,7 +287,13 @@ async fn read_below(
             ),
         ));
     }
-    Ok(partition.read(from, max_bytes).await?)
+    match partition.read(from, max_bytes).await {
+        Err(ReadError::Damaged(damage)) if !partition.is_alone() => {
+            // Just found: another replica leads soon.
+            Err(BrokerError::new(Reason::NotLeader, damage.to_string()))
+        }
+        read => Ok(read?),
+    }
 }
 
 /// The batches that begin before `end`.

@@ -83,8 +83,8 @@ impl Core {
             Ok(running) => running.clone(),
             Err(error) => return Err(self.with_leader(error, topic.topic.id, partition)),
         };
-        if let Some(damage) = running.partition.damage() {
-            return Err(BrokerError::from(&*damage));
+        if let Some(error) = self.unserved(&running.partition) {
+            return Err(error);
         }
         Ok(Found { topic, running })
     }
@@ -154,6 +154,9 @@ impl Core {
     /// Why a reader is better served by another node, or later: whoever leads, and not this node, knows what was written last.
     /// `None`: this node leads, or the leader is not reached from here; it then serves what it knows to be committed.
     fn led_elsewhere(&self, partition: &Partition) -> Option<BrokerError> {
+        if let Some(error) = self.unserved(partition) {
+            return Some(error);
+        }
         let leadership = *partition.leadership().borrow();
         let leader = leadership.leader?;
         let better = if leader == self.node {
@@ -178,6 +181,18 @@ impl Core {
                 leader: None,
             })
         })
+    }
+
+    /// Why this node's replica of a partition serves nobody, where that is so for its damage. Others go on where there are others.
+    fn unserved(&self, partition: &Partition) -> Option<BrokerError> {
+        let damage = partition.damage()?;
+        let error = BrokerError::from(&*damage);
+        if partition.is_alone() {
+            return Some(error);
+        }
+        let PartitionKey { topic, partition } = partition.key();
+        let elsewhere = BrokerError::new(Reason::NotLeader, error.message);
+        Some(self.with_leader(elsewhere, topic, partition))
     }
 
     /// Why a request that waited on a partition was woken by its end.

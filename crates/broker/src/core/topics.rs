@@ -140,8 +140,8 @@ impl Core {
             }
         };
         let replica = &running.partition;
-        if let Some(damage) = replica.damage() {
-            description.trouble = Some(damage.to_string());
+        if let Some(trouble) = replica.repair() {
+            description.trouble = Some(trouble);
             return description;
         }
         let (leader, epoch) = replica.leader();

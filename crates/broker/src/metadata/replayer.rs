@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use quipu_model::{NodeId, Offset, TopicId, batch::split_batches};
 use quipu_proto::internal::v1::metadata_record::Record;
 use quipu_replication::Partition;
-use quipu_storage::ReadError;
+use quipu_storage::{ReadBatches, ReadError};
 use tokio::sync::watch;
 
 use super::{
@@ -87,7 +87,7 @@ impl Replayer {
     pub(crate) async fn catch_up(&mut self) -> Result<(), ReplayError> {
         let end = *self.high_watermark.borrow_and_update();
         while self.next < end {
-            let read = self.partition.read(self.next, Self::READ_BYTES).await?;
+            let read = self.read().await?;
             for batch in split_batches(read.bytes) {
                 let batch = batch.map_err(DecodeError::from)?;
                 for (offset, record) in records::from_batch(&batch)? {
@@ -99,6 +99,20 @@ impl Replayer {
         self.metadata.image.store(Arc::new(self.image.clone()));
         self.metadata.applied.send_replace(self.next);
         Ok(())
+    }
+
+    /// The next batches; where the partition is damaged, once it was repaired from other replicas.
+    async fn read(&self) -> Result<ReadBatches, ReadError> {
+        loop {
+            let read = self.partition.read(self.next, Self::READ_BYTES).await;
+            if !matches!(read, Err(ReadError::Damaged(_))) || self.partition.is_alone() {
+                return read;
+            }
+            self.partition.wait_sound().await;
+            if self.partition.damage().is_some() {
+                return read;
+            }
+        }
     }
 
     fn take_in(

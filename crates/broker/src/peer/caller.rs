@@ -5,20 +5,22 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
 use quipu_proto::peer::v1::{
-    Answer, Answers, Append, AppendAnswer, Done, Led, Request, Requests, answer, request::Kind,
+    self, Answer, Answers, Append, AppendAnswer, Done, Led, Request, Requests, answer,
+    request::Kind,
 };
-use quipu_replication::{AppendError, AppendRequest, Partition};
+use quipu_replication::{AppendError, AppendRequest, CopyResponse, Partition};
 use tokio::{
     sync::{Notify, mpsc},
     task::AbortHandle,
 };
 use tonic::Status;
 
-use super::{Host, LANE_BYTES, LANE_CALLS, convert, cost};
+use super::{Host, LANE_BYTES, LANE_CALLS, TARGET_BYTES, convert, cost, frame::copied_bytes};
 
 /// How many answers are put into one message.
 const ANSWERS_PER_MESSAGE: usize = 8192;
@@ -99,7 +101,7 @@ impl Caller {
                 if let Some(status) = &state.ended {
                     return Err(status.clone());
                 }
-                let count = state.answers.len().min(ANSWERS_PER_MESSAGE);
+                let count = state.next_message();
                 if count > 0 {
                     let (answers, costs): (Vec<_>, Vec<_>) = state.answers.drain(..count).unzip();
                     state.open_bytes -= costs.iter().sum::<usize>();
@@ -220,8 +222,22 @@ impl Caller {
     }
 
     async fn answer_one(self: Arc<Self>, call: u64, partition: Partition, kind: Option<Kind>) {
-        let answer = answer(partition, kind).await;
+        let answer = match kind {
+            Some(Kind::Copy(copy)) => self.copy(partition, copy).await,
+            kind => answer(partition, kind).await,
+        };
         self.finish(call, answer.unwrap_or_else(failed));
+    }
+
+    /// Gives batches to a replica that lacks them, when this node's turn for that comes.
+    async fn copy(&self, partition: Partition, copy: v1::Copy) -> Result<answer::Kind, String> {
+        let turn = self.host.copying().turn().await;
+        let copied = partition.receive_copy(convert::from_copy(copy)).await;
+        let copied = copied.map_err(|error| error.to_string())?;
+        if let CopyResponse::Batches { bytes, .. } = &copied {
+            turn.spend(bytes.len());
+        }
+        Ok(answer::Kind::Copy(convert::to_copy_answer(copied)))
     }
 
     async fn answer_appends(
@@ -292,6 +308,18 @@ impl State {
         Ok(())
     }
 
+    /// How many answers go into the next message.
+    fn next_message(&self) -> usize {
+        let mut bytes = 0;
+        let fits = |(answer, _): &&(Answer, usize)| {
+            let room = bytes < TARGET_BYTES;
+            bytes += copied_bytes(answer).map_or(0, Bytes::len);
+            room
+        };
+        let most = self.answers.iter().take(ANSWERS_PER_MESSAGE);
+        most.take_while(fits).count()
+    }
+
     fn answer(&mut self, call: u64, kind: answer::Kind, cost: usize) {
         let kind = Some(kind);
         self.answers.push_back((Answer { call, kind }, cost));
@@ -339,7 +367,7 @@ async fn answer(partition: Partition, kind: Option<Kind>) -> Result<answer::Kind
             let answer = partition.receive_sleep(request).await.map_err(told)?;
             answer::Kind::Sleep(convert::to_sleep_answer(answer))
         }
-        Some(Kind::Append(_) | Kind::End(_) | Kind::Cancel(_)) | None => {
+        Some(Kind::Append(_) | Kind::End(_) | Kind::Cancel(_) | Kind::Copy(_)) | None => {
             return Err(
                 "this node does not know the request, it may be of an older version: upgrade it"
                     .to_owned(),

@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use quipu_model::{LogId, NodeId, Offset, PartitionId, PartitionKey, RecordBatch, TopicId, Vote};
 use quipu_proto::peer::v1::{
-    self, Accepted, AppendAnswer, EntryKind, Group, LogNotFlushed, Matched, TransferAnswer,
-    VoteAnswer, VoteChanged, append_answer, transfer_answer,
+    self, Accepted, AppendAnswer, Copied, CopyAnswer, EntryKind, Group, Held, LogNotFlushed,
+    Matched, TransferAnswer, VoteAnswer, VoteChanged, append_answer, copy_answer, transfer_answer,
 };
 use quipu_replication::{
-    AppendOutcome, AppendParts, AppendRequest, AppendResponse, SleepOutcome, SleepParts,
-    SleepRequest, SleepResponse, SnapshotParts, SnapshotRequest, TransferOutcome, TransferParts,
-    TransferRequest, TransferResponse, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
+    AppendOutcome, AppendParts, AppendRequest, AppendResponse, CopyRequest, CopyResponse,
+    SleepOutcome, SleepParts, SleepRequest, SleepResponse, SnapshotParts, SnapshotRequest,
+    TransferOutcome, TransferParts, TransferRequest, TransferResponse, VoteOutcome, VoteParts,
+    VoteRequest, VoteResponse,
 };
 use quipu_storage::{Control, ControlKind, LogEntry, Payload};
 
@@ -271,6 +272,53 @@ pub(super) fn from_sleep_answer(answer: v1::SleepAnswer) -> SleepResponse {
     outcome.into()
 }
 
+pub(super) fn to_copy(request: CopyRequest) -> v1::Copy {
+    v1::Copy {
+        from_offset: request.from.get(),
+        up_to_offset: request.up_to.get(),
+        max_bytes: request.max_bytes,
+        uncommitted: request.uncommitted,
+    }
+}
+
+pub(super) fn from_copy(copy: v1::Copy) -> CopyRequest {
+    CopyRequest {
+        from: Offset::new(copy.from_offset),
+        up_to: Offset::new(copy.up_to_offset),
+        max_bytes: copy.max_bytes,
+        uncommitted: copy.uncommitted,
+    }
+}
+
+pub(super) fn to_copy_answer(answer: CopyResponse) -> CopyAnswer {
+    let outcome = match answer {
+        CopyResponse::Batches { bytes, next_offset } => copy_answer::Outcome::Copied(Copied {
+            next_offset: next_offset.get(),
+            batches: bytes,
+        }),
+        CopyResponse::OutOfRange { start, end } => copy_answer::Outcome::Held(Held {
+            start_offset: start.get(),
+            end_offset: end.get(),
+        }),
+    };
+    CopyAnswer {
+        outcome: Some(outcome),
+    }
+}
+
+pub(super) fn from_copy_answer(answer: CopyAnswer) -> Result<CopyResponse, Bad> {
+    Ok(match required(answer.outcome, "an outcome")? {
+        copy_answer::Outcome::Copied(copied) => CopyResponse::Batches {
+            bytes: copied.batches,
+            next_offset: Offset::new(copied.next_offset),
+        },
+        copy_answer::Outcome::Held(held) => CopyResponse::OutOfRange {
+            start: Offset::new(held.start_offset),
+            end: Offset::new(held.end_offset),
+        },
+    })
+}
+
 pub(super) fn to_transfer_answer(answer: TransferResponse) -> TransferAnswer {
     let outcome = match answer.into() {
         TransferOutcome::Accepted => transfer_answer::Outcome::Accepted(Accepted {}),
@@ -309,10 +357,11 @@ pub(super) fn from_transfer_answer(answer: TransferAnswer) -> Result<TransferRes
 
 #[cfg(test)]
 mod tests {
-    use quipu_model::{LogId, NodeId, Term, Vote};
+    use bytes::Bytes;
+    use quipu_model::{LogId, NodeId, Offset, Term, Vote};
     use quipu_replication::{
-        AppendOutcome, SleepOutcome, SleepParts, TransferOutcome, TransferParts, VoteOutcome,
-        VoteParts,
+        AppendOutcome, CopyRequest, CopyResponse, SleepOutcome, SleepParts, TransferOutcome,
+        TransferParts, VoteOutcome, VoteParts,
     };
 
     const VOTE: Vote = Vote {
@@ -346,6 +395,14 @@ mod tests {
         );
         assert!(super::from_transfer(Default::default()).is_err());
 
+        let copy = CopyRequest {
+            from: Offset::new(3),
+            up_to: Offset::new(900),
+            max_bytes: 77,
+            uncommitted: true,
+        };
+        assert_eq!(super::from_copy(super::to_copy(copy)), copy);
+
         let sleep = SleepParts {
             leader: transfer.leader,
             last: LogId::new(6, 90),
@@ -361,6 +418,21 @@ mod tests {
 
     #[test]
     fn answers_come_through_as_they_were() {
+        for copy in [
+            CopyResponse::Batches {
+                bytes: Bytes::from_static(b"batches"),
+                next_offset: Offset::new(8),
+            },
+            CopyResponse::OutOfRange {
+                start: Offset::new(1),
+                end: Offset::new(8),
+            },
+        ] {
+            let wire = super::to_copy_answer(copy.clone());
+            assert_eq!(super::from_copy_answer(wire).unwrap(), copy);
+        }
+        assert!(super::from_copy_answer(Default::default()).is_err());
+
         let vote = VoteOutcome {
             vote: VOTE,
             granted: true,

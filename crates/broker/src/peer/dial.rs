@@ -41,12 +41,19 @@ pub(super) enum Lane {
     /// For what must not wait behind records.
     Control,
     Data,
+    /// For what a replica lacks of older records.
+    Copies,
+}
+
+impl Lane {
+    pub(super) const ALL: [Self; 3] = [Self::Control, Self::Data, Self::Copies];
 }
 
 #[derive(Debug, Default)]
 struct Standing {
     control: Option<Arc<Link>>,
     data: Option<Arc<Link>>,
+    copies: Option<Arc<Link>>,
     /// Why there is none, as it was last logged.
     trouble: Option<String>,
     /// It was linked to, and has not been found gone since.
@@ -58,9 +65,11 @@ impl Standing {
         match lane {
             Lane::Control => &mut self.control,
             Lane::Data => &mut self.data,
+            Lane::Copies => &mut self.copies,
         }
     }
 
+    /// Whether there is what a group needs to go on.
     fn whole(&self) -> bool {
         self.control.is_some() && self.data.is_some()
     }
@@ -167,7 +176,7 @@ impl Peer {
     /// Ends the links, and lets no more be made. When it returns, the host has heard that they are down.
     pub(super) fn end(&self) {
         self.stop.cancel();
-        for lane in [Lane::Control, Lane::Data] {
+        for lane in Lane::ALL {
             self.lower(lane, "this node no longer keeps it");
         }
     }
@@ -178,7 +187,7 @@ impl Peer {
             return;
         }
         *standing.lane(lane) = Some(Arc::clone(link));
-        if standing.whole() {
+        if standing.whole() && lane != Lane::Copies {
             standing.trouble = None;
             standing.lives = true;
             // Under the lock: the host hears of ups and downs in their order.
@@ -196,7 +205,7 @@ impl Peer {
         let mut standing = self.standing.lock();
         let stood = standing.whole();
         let link = standing.lane(lane).take();
-        if stood {
+        if stood && !standing.whole() {
             self.host.peer_up(self.node, false);
         }
         drop(standing);

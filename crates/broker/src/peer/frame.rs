@@ -11,7 +11,9 @@ use prost::{
     encoding::{self, DecodeContext, WireType},
 };
 use quipu_model::TopicConfig;
-use quipu_proto::peer::v1::{Answers, Append, Entry, Request, Requests, request::Kind};
+use quipu_proto::peer::v1::{
+    Answer, Answers, Append, Copied, Entry, Request, Requests, answer, copy_answer, request::Kind,
+};
 use tonic::{Code, Status, body::Body};
 
 /// The largest message taken or sent: the largest batch, and what stands around and before it.
@@ -293,12 +295,32 @@ pub(super) fn encode_requests(message: &Requests) -> VecDeque<Bytes> {
     chain.finish()
 }
 
-/// Answers with their frame around them.
-pub(super) fn encode_answers(message: &Answers) -> Bytes {
+/// Answers with their frame around them; batches are shared.
+pub(super) fn encode_answers(message: &Answers) -> VecDeque<Bytes> {
     let mut chain = Chain::default();
     chain.prefix(message.encoded_len());
-    message.encode_raw(&mut chain.open);
-    chain.open.freeze()
+    if let Some(hello) = &message.hello {
+        encoding::message::encode(1, hello, &mut chain.open);
+    }
+    for answer in &message.answers {
+        chain.answer(answer);
+    }
+    chain.finish()
+}
+
+fn copied(answer: &Answer) -> Option<&Copied> {
+    match &answer.kind {
+        Some(answer::Kind::Copy(copy)) => match &copy.outcome {
+            Some(copy_answer::Outcome::Copied(copied)) => Some(copied),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The batches that an answer carries, if it is one that does.
+pub(super) fn copied_bytes(answer: &Answer) -> Option<&Bytes> {
+    copied(answer).map(|copied| &copied.batches)
 }
 
 impl Chain {
@@ -343,6 +365,32 @@ impl Chain {
                 self.head(4, entry.data.len());
                 self.share(entry.data.clone());
             }
+        }
+    }
+
+    fn answer(&mut self, answer: &Answer) {
+        let Some(copied) = copied(answer) else {
+            encoding::message::encode(2, answer, &mut self.open);
+            return;
+        };
+        self.head(2, answer.encoded_len());
+        let around = Answer {
+            kind: None,
+            ..*answer
+        };
+        around.encode_raw(&mut self.open);
+        let copied_len = copied.encoded_len();
+        let outcome_len = 1 + encoding::encoded_len_varint(copied_len as u64) + copied_len;
+        self.head(9, outcome_len);
+        self.head(1, copied_len);
+        let around = Copied {
+            batches: Bytes::new(),
+            ..*copied
+        };
+        around.encode_raw(&mut self.open);
+        if !copied.batches.is_empty() {
+            self.head(2, copied.batches.len());
+            self.share(copied.batches.clone());
         }
     }
 

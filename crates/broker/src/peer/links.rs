@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
 use quipu_proto::peer::v1::{Request, answer, request::Kind};
 use quipu_replication::{
-    AppendAnswers, AppendRequest, Called, SleepRequest, SleepResponse, SnapshotRequest,
-    SnapshotResponse, TransferRequest, TransferResponse, Transport, TransportError, VoteRequest,
-    VoteResponse,
+    AppendAnswers, AppendRequest, Called, CopyRequest, CopyResponse, SleepRequest, SleepResponse,
+    SnapshotRequest, SnapshotResponse, TransferRequest, TransferResponse, Transport,
+    TransportError, VoteRequest, VoteResponse,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -21,8 +21,8 @@ use super::{
     Host,
     append::append,
     convert::{
-        Bad, from_sleep_answer, from_snapshot_answer, from_transfer_answer, from_vote_answer,
-        to_group, to_sleep, to_snapshot, to_transfer, to_vote_request,
+        Bad, from_copy_answer, from_sleep_answer, from_snapshot_answer, from_transfer_answer,
+        from_vote_answer, to_copy, to_group, to_sleep, to_snapshot, to_transfer, to_vote_request,
     },
     cost,
     dial::{Lane, Peer},
@@ -92,7 +92,7 @@ impl PeerLinks {
                 let stop = self.stop.child_token();
                 let host = Arc::clone(host);
                 let peer = Peer::new(*node, address.clone(), stop, host, self.lane_bytes);
-                for lane in [Lane::Control, Lane::Data] {
+                for lane in Lane::ALL {
                     self.lanes.spawn(Arc::clone(&peer).keep(lane));
                 }
                 place.insert(peer);
@@ -130,7 +130,7 @@ impl PeerLinks {
     /// A call with one answer.
     fn ask<A>(
         &self,
-        node: NodeId,
+        (node, lane): (NodeId, Lane),
         key: PartitionKey,
         kind: Kind,
         timeout: Duration,
@@ -139,7 +139,7 @@ impl PeerLinks {
         let peer = self.peer(node);
         async move {
             let peer = peer?;
-            let answer = tokio::time::timeout(timeout, ask(&peer, key, kind)).await;
+            let answer = tokio::time::timeout(timeout, ask(&peer, lane, key, kind)).await;
             let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")));
             let answer = answer.and_then(|answer| match answer {
                 answer::Kind::Failed(reason) => Err(reason),
@@ -152,8 +152,13 @@ impl PeerLinks {
     }
 }
 
-async fn ask(peer: &Peer, key: PartitionKey, kind: Kind) -> Result<answer::Kind, String> {
-    let link = peer.link(Lane::Control)?;
+async fn ask(
+    peer: &Peer,
+    lane: Lane,
+    key: PartitionKey,
+    kind: Kind,
+) -> Result<answer::Kind, String> {
+    let link = peer.link(lane)?;
     let request = Request {
         group: Some(to_group(key)),
         last: true,
@@ -202,7 +207,7 @@ impl Transport for PeerLinks {
         timeout: Duration,
     ) -> Called<'_, VoteResponse> {
         let kind = Kind::Vote(to_vote_request(request));
-        self.ask(target, key, kind, timeout, voted)
+        self.ask((target, Lane::Control), key, kind, timeout, voted)
     }
 
     fn pre_vote(
@@ -213,7 +218,7 @@ impl Transport for PeerLinks {
         timeout: Duration,
     ) -> Called<'_, VoteResponse> {
         let kind = Kind::PreVote(to_vote_request(request));
-        self.ask(target, key, kind, timeout, voted)
+        self.ask((target, Lane::Control), key, kind, timeout, voted)
     }
 
     fn snapshot(
@@ -224,10 +229,16 @@ impl Transport for PeerLinks {
         timeout: Duration,
     ) -> Called<'_, SnapshotResponse> {
         let kind = Kind::Snapshot(to_snapshot(request));
-        self.ask(target, key, kind, timeout, |answer| match answer {
-            answer::Kind::Snapshot(vote) => Some(Ok(from_snapshot_answer(vote))),
-            _ => None,
-        })
+        self.ask(
+            (target, Lane::Control),
+            key,
+            kind,
+            timeout,
+            |answer| match answer {
+                answer::Kind::Snapshot(vote) => Some(Ok(from_snapshot_answer(vote))),
+                _ => None,
+            },
+        )
     }
 
     fn transfer_leader(
@@ -238,10 +249,16 @@ impl Transport for PeerLinks {
         timeout: Duration,
     ) -> Called<'_, TransferResponse> {
         let kind = Kind::Transfer(to_transfer(request));
-        self.ask(target, key, kind, timeout, |answer| match answer {
-            answer::Kind::Transfer(answer) => Some(from_transfer_answer(answer)),
-            _ => None,
-        })
+        self.ask(
+            (target, Lane::Control),
+            key,
+            kind,
+            timeout,
+            |answer| match answer {
+                answer::Kind::Transfer(answer) => Some(from_transfer_answer(answer)),
+                _ => None,
+            },
+        )
     }
 
     fn sleep(
@@ -252,8 +269,29 @@ impl Transport for PeerLinks {
         timeout: Duration,
     ) -> Called<'_, SleepResponse> {
         let kind = Kind::Sleep(to_sleep(request));
-        self.ask(target, key, kind, timeout, |answer| match answer {
-            answer::Kind::Sleep(answer) => Some(Ok(from_sleep_answer(answer))),
+        self.ask(
+            (target, Lane::Control),
+            key,
+            kind,
+            timeout,
+            |answer| match answer {
+                answer::Kind::Sleep(answer) => Some(Ok(from_sleep_answer(answer))),
+                _ => None,
+            },
+        )
+    }
+
+    fn copy(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        request: CopyRequest,
+        timeout: Duration,
+    ) -> Called<'_, CopyResponse> {
+        let lane = (target, Lane::Copies);
+        let kind = Kind::Copy(to_copy(request));
+        self.ask(lane, key, kind, timeout, |answer| match answer {
+            answer::Kind::Copy(answer) => Some(from_copy_answer(answer)),
             _ => None,
         })
     }

@@ -1,8 +1,8 @@
 //! How brokers reach each other: `proto/quipu/peer/v1`.
 //!
-//! A node keeps two streams to every other one, a lane each: `control` for what must not wait behind records, `data` for
-//! records. All groups' messages share them; whatever is queued goes out in one message. The node that opened a stream
-//! asks on it, the other answers, so between two nodes stand four streams.
+//! A node keeps three streams to every other one, a lane each: `control` for what must not wait behind records, `data` for
+//! records, and `copies` for what a replica lacks of the older ones. All groups' messages share them; whatever is queued goes
+//! out in one message. The node that opened a stream asks on it, the other answers, so between two nodes stand six streams.
 
 mod append;
 mod caller;
@@ -13,6 +13,7 @@ mod hello;
 mod link;
 mod links;
 mod serve;
+mod throttle;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use uuid::Uuid;
 
 pub(crate) use links::PeerLinks;
 pub(crate) use serve::service;
+pub(crate) use throttle::Throttle;
 
 /// About how many bytes are put into one message; a single larger request goes alone.
 const TARGET_BYTES: usize = 1 << 20;
@@ -39,9 +41,9 @@ const REQUEST_COST: usize = 256;
 const ENTRY_COST: usize = 64;
 
 /// How many bytes of requests, queued or unanswered, one lane holds at a node whose requests in flight may hold
-/// `memory_bytes`. With four lanes between two nodes, an eighth of it for each other node; a larger request goes alone.
+/// `memory_bytes`. With six lanes between two nodes, an eighth of it for each other node; a larger request goes alone.
 pub(crate) fn lane_bytes(memory_bytes: usize) -> usize {
-    (memory_bytes / 32).clamp(TARGET_BYTES, LANE_BYTES)
+    (memory_bytes / 48).clamp(TARGET_BYTES, LANE_BYTES)
 }
 
 /// Who a node is.
@@ -65,11 +67,13 @@ pub(crate) trait Host: Debug + Send + Sync + 'static {
     fn admit(&self, peer: &Identity) -> Result<(), String>;
     /// This node's replica of a partition.
     fn partition(&self, key: PartitionKey) -> Option<Partition>;
+    /// How fast this node gives batches to replicas that lack them.
+    fn copying(&self) -> &Throttle;
     /// The groups that this node leads now.
     fn led(&self) -> Vec<(PartitionKey, LeaderEpoch)>;
     /// Another node says that it leads these groups.
     fn heard_led(&self, from: NodeId, led: Vec<(PartitionKey, LeaderEpoch)>);
-    /// Whether this node's link to another stands, both lanes of it. Called when that changes, with a lock held: it must not
+    /// Whether this node's link to another stands: its lanes for control and data. Called when that changes, with a lock held: it must not
     /// call the links.
     fn peer_up(&self, node: NodeId, up: bool);
     /// Another node's process has ended: it was linked to, and now nobody listens at its address.
@@ -85,6 +89,8 @@ fn cost(request: &Request) -> usize {
     let entries = match &request.kind {
         Some(Kind::Append(append)) => &append.entries[..],
         Some(Kind::Snapshot(snapshot)) => return REQUEST_COST + snapshot.members.len(),
+        // It stands for its answer.
+        Some(Kind::Copy(copy)) => return REQUEST_COST + copy.max_bytes as usize,
         _ => &[],
     };
     let bytes = entries.iter().map(|entry| ENTRY_COST + entry.data.len());

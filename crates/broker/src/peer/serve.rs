@@ -1,12 +1,14 @@
 //! The service that other nodes' links call.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -104,7 +106,7 @@ impl PeerService {
         let caller = Caller::new(peer.node, self.host, self.lane_bytes);
         let reading = tokio::spawn(read(Arc::clone(&caller), messages, removal));
         let stream = Answering {
-            hello: Some(hello),
+            pieces: encode_answers(&hello),
             caller,
             reading: reading.abort_handle(),
             node: own.node,
@@ -126,7 +128,8 @@ impl PeerService {
 /// The stream of answers. It lives as long as the connection takes them.
 #[derive(Debug)]
 struct Answering {
-    hello: Option<Answers>,
+    /// What is on its way to the socket.
+    pieces: VecDeque<Bytes>,
     caller: Arc<Caller>,
     reading: AbortHandle,
     node: NodeId,
@@ -135,12 +138,12 @@ struct Answering {
 }
 
 impl Answering {
-    async fn frame(&mut self) -> Option<Frame<bytes::Bytes>> {
+    async fn frame(&mut self) -> Option<Frame<Bytes>> {
         if self.over {
             return None;
         }
-        if let Some(hello) = self.hello.take() {
-            return Some(Frame::data(encode_answers(&hello)));
+        if let Some(piece) = self.pieces.pop_front() {
+            return Some(Frame::data(piece));
         }
         let node = self.node;
         let status = tokio::select! {
@@ -148,7 +151,10 @@ impl Answering {
                 Status::unavailable(format!("node {node} is shutting down"))
             }
             answers = self.caller.answers() => match answers {
-                Ok(answers) => return Some(Frame::data(encode_answers(&answers))),
+                Ok(answers) => {
+                    self.pieces = encode_answers(&answers);
+                    return self.pieces.pop_front().map(Frame::data);
+                }
                 Err(status) => status,
             },
         };

@@ -13,7 +13,7 @@ use quipu_model::{
     batch::{BatchBuilder, Compression},
 };
 use quipu_storage::{
-    Store, StoreConfig, UnrecoveredStore,
+    RecoveryReport, Store, StoreConfig, UnrecoveredStore,
     io::{Disk, ManualClock},
 };
 
@@ -41,13 +41,17 @@ fn small_config() -> StoreConfig {
 }
 
 pub(crate) fn open(disk: Arc<dyn Disk>) -> Arc<Store> {
-    let clock = Arc::new(ManualClock::new(NOW));
-    let (store, report) = UnrecoveredStore::open(disk, clock, small_config())
-        .unwrap()
-        .recover()
-        .unwrap();
+    let (store, report) = open_damaged(disk);
     assert!(report.damaged.is_empty(), "{:?}", report.damaged);
-    Arc::new(store)
+    store
+}
+
+/// Opens a store in which partitions may be damaged.
+fn open_damaged(disk: Arc<dyn Disk>) -> (Arc<Store>, RecoveryReport) {
+    let clock = Arc::new(ManualClock::new(NOW));
+    let unrecovered = UnrecoveredStore::open(disk, clock, small_config()).unwrap();
+    let (store, report) = unrecovered.recover().unwrap();
+    (Arc::new(store), report)
 }
 
 /// A node of one, with its partition.

@@ -13,7 +13,7 @@ use super::{batches, damaged, io_error, read};
 use crate::{
     OpenError,
     io::{Disk, OpenMode, SystemClock, read_whole},
-    log::{BLOCK_BYTES, PartitionState, Seal, SegmentState},
+    log::{BLOCK_BYTES, PartitionState, Seal, SegmentState, read_mark},
     store::{LOCK_FILE, partition_dir, read_format, read_peers, read_raft_state},
     wal::{Lsn, RecordKind, ReplayedRecord, UnrecoveredWal, WalConfig},
 };
@@ -158,6 +158,14 @@ impl VerifyReport {
 
     fn check_partition(&mut self, disk: &dyn Disk, state: &PartitionState, cuts: &Cuts) {
         let dir = partition_dir(state.key);
+        let marked = read_mark(disk, &dir, state.key).map_err(|error| io_error(&dir, error));
+        if let Some(mark) = self.note(marked).flatten() {
+            let detail = format!(
+                "it was found damaged, and is not repaired yet: {}",
+                mark.detail
+            );
+            self.problem(mark.path, mark.position, detail);
+        }
         let mut due = None;
         for segment in &state.segments {
             let at = due.unwrap_or(segment.base);

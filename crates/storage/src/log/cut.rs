@@ -26,10 +26,7 @@ impl PartitionLog {
         let gone = end
             .and_then(|end| inner.core.cut_to(last, end))
             .map_err(|error| self.append_error(error))?;
-        inner
-            .core
-            .rebuild_producers(now)
-            .map_err(|error| self.append_error(error))?;
+        let rebuilt = inner.core.rebuild_producers(now);
         let keep = last.map_or(0, |last| last.index.get() + 1);
         inner.recent.retain(|entry| entry.id.index.get() < keep);
         let present = Bytes::copy_from_slice(&[u8::from(last.is_some())]);
@@ -39,7 +36,9 @@ impl PartitionLog {
             inner.core.end_offset,
             [present, Bytes::new()],
         );
-        self.submit_cut(&mut inner, record, &gone)
+        // The log is cut, whether or not what is left of it could be read.
+        self.submit_cut(&mut inner, record, &gone)?;
+        rebuilt.map_err(|error| self.append_error(error))
     }
 
     /// Only an entry that is there, or the last one purged, can become the last one.
@@ -138,7 +137,14 @@ impl PartitionLog {
 
 /// A segment's file and those beside it.
 pub(super) fn files_of(segments: &[Arc<Segment>]) -> Vec<PathBuf> {
-    let beside = ["log", "index", "producers", "seal"];
+    let beside = [
+        "log",
+        "index",
+        "producers",
+        "seal",
+        "log.damaged",
+        "seal.damaged",
+    ];
     segments
         .iter()
         .flat_map(|segment| beside.map(|ending| segment.path.with_extension(ending)))

@@ -1,6 +1,10 @@
 //! One error type an operation.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use quipu_model::{LogId, Offset, PartitionKey};
 
@@ -79,4 +83,49 @@ pub enum ReserveError {
     /// The store takes nothing more.
     #[error(transparent)]
     Failed(#[from] StorageFailure),
+}
+
+/// Why a damaged partition is not repaired yet.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RepairError {
+    /// Not only bytes of its segments are gone: no other replica can give what is.
+    #[error(
+        "{damage}; it cannot be repaired in place: move the partition to another node, and back if it is to be here"
+    )]
+    Beyond {
+        /// What was found.
+        damage: Arc<PartitionDamage>,
+    },
+    /// What was put together is not what was written.
+    #[error(
+        "{path} is not repaired: at position {position}, what another replica gave does not fit: {detail}"
+    )]
+    Unsound {
+        /// The segment's file.
+        path: PathBuf,
+        /// Where in it.
+        position: u64,
+        /// What does not fit.
+        detail: String,
+    },
+    /// The disk did not do what was asked; where it is full, the repair goes on once there is room.
+    #[error("repairing {path}: {error}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        error: Arc<io::Error>,
+    },
+    /// The store takes nothing more.
+    #[error(transparent)]
+    Failed(#[from] StorageFailure),
+}
+
+impl RepairError {
+    pub(super) fn io(path: &Path, error: io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            error: Arc::new(error),
+        }
+    }
 }

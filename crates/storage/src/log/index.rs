@@ -51,6 +51,15 @@ impl SparseIndex {
 
     /// The last entry for which `before` holds; it must hold for a prefix of the entries.
     pub(super) fn last_where(&self, before: impl Fn(&IndexEntry) -> bool) -> Option<IndexEntry> {
+        self.get(self.count_where(before).checked_sub(1)?)
+    }
+
+    /// The first entry for which `before` does not hold; it must hold for a prefix of the entries.
+    pub(super) fn first_not(&self, before: impl Fn(&IndexEntry) -> bool) -> Option<IndexEntry> {
+        self.get(self.count_where(before))
+    }
+
+    fn count_where(&self, before: impl Fn(&IndexEntry) -> bool) -> usize {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -60,7 +69,7 @@ impl SparseIndex {
                 high = middle;
             }
         }
-        self.get(low.checked_sub(1)?)
+        low
     }
 
     /// Drops the entries at or behind a position (the segment was cut there).

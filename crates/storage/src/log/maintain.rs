@@ -272,8 +272,11 @@ impl PartitionLog {
 }
 
 impl Inner {
-    fn partition_state(&self, key: quipu_model::PartitionKey) -> PartitionState {
+    pub(super) fn partition_state(&self, key: quipu_model::PartitionKey) -> PartitionState {
         let core = &self.core;
+        let mut segments: Vec<_> = core.segments().map(|segment| segment.state()).collect();
+        segments.extend(&self.unopened);
+        segments.sort_by_key(|segment| segment.base);
         PartitionState {
             key,
             lsn: self.lsn,
@@ -287,7 +290,7 @@ impl Inner {
             membership: self.applied.1.clone(),
             terms: core.raft.terms().to_vec(),
             controls: core.raft.controls().clone(),
-            segments: core.segments().map(|segment| segment.state()).collect(),
+            segments,
             compacted_to: core.compacted_to,
         }
     }

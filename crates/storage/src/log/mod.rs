@@ -3,27 +3,28 @@
 mod active;
 mod append;
 mod compact;
+mod copied;
 mod core;
 mod cut;
+mod damage;
 mod error;
 mod index;
 mod maintain;
+mod mend;
 mod producers;
 mod raft_map;
 mod read;
 mod recover;
+mod repair;
 mod scan;
 mod seal;
 mod segment;
 mod state;
 mod switch;
 mod types;
+mod wounds;
 
-use std::{
-    collections::VecDeque,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::VecDeque, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -31,8 +32,11 @@ use quipu_model::{LogId, Offset, PartitionKey, ProducerId, RaftIndex, TopicConfi
 
 pub use self::{
     append::Reservation,
-    error::{AppendError, ReadError, ReserveError},
+    copied::{BadCopy, check_copied},
+    error::{AppendError, ReadError, RepairError, ReserveError},
+    mend::Mending,
     producers::MAX_PRODUCER_BATCHES,
+    repair::DamagedLog,
     types::{
         Control, ControlKind, EntryInfo, EntryKind, LogEntry, LogState, Payload, ProducerBatch,
         ProducerTail, ReadBatches, RetentionPolicy, TimestampedOffset,
@@ -41,6 +45,7 @@ pub use self::{
 pub(crate) use self::{
     append::is_full,
     compact::{Pass, PassError, Plan},
+    damage::read_mark,
     index::{ENTRY_LEN, decode as decode_index_entry},
     maintain::Captured,
     producers::ProducerTable,
@@ -51,6 +56,7 @@ pub(crate) use self::{
 };
 use self::{
     core::{CoreError, LogCore},
+    damage::DamageLatch,
     segment::SegmentError,
 };
 use crate::{
@@ -65,11 +71,9 @@ pub struct PartitionLog {
     key: PartitionKey,
     context: Arc<Context>,
     inner: Mutex<Inner>,
-    damage: OnceLock<Arc<PartitionDamage>>,
+    damage: DamageLatch,
     /// Records of the write-ahead log could not all be repeated into it: they must stay where they are.
     incomplete: bool,
-    /// What was applied as of the last start's checkpoint.
-    recovered_applied: Applied,
 }
 
 /// What Raft has applied: the last entry, and the membership in force with the entry that set it.
@@ -82,6 +86,8 @@ struct Inner {
     /// The entries not yet applied, oldest first: applying them reads nothing from a segment.
     recent: VecDeque<EntryInfo>,
     applied: Applied,
+    /// What was applied as of the checkpoint that the log was last opened from.
+    recovered_applied: Applied,
     /// The last record that this partition submitted to the write-ahead log.
     lsn: Lsn,
     /// Bytes promised to batches on their way here.
@@ -94,6 +100,8 @@ struct Inner {
     removed: bool,
     /// Files of segments that are gone, which the last checkpoint still names.
     obsolete: Vec<PathBuf>,
+    /// Segments of the log that could not be opened: the log is damaged, and they are to be repaired.
+    unopened: Vec<SegmentState>,
 }
 
 impl PartitionLog {
@@ -123,7 +131,12 @@ impl PartitionLog {
 
     /// The damage for which the partition is not served, if any.
     pub fn damage(&self) -> Option<Arc<PartitionDamage>> {
-        self.damage.get().cloned()
+        self.damage.get()
+    }
+
+    /// Calls `f` whenever damage is found from now on, on the thread that finds it: it must not call the log.
+    pub fn on_damage(&self, f: Box<dyn Fn() + Send + Sync>) {
+        self.damage.on_set(f);
     }
 
     /// Changes the topic's settings; those for segments hold from the next one on.
@@ -159,9 +172,9 @@ impl PartitionLog {
         inner.captured = None;
     }
 
-    /// What was applied as of the last start's checkpoint: never past the recovered log's end.
+    /// What was applied as of the checkpoint that the log was last opened from: never past its end of then.
     pub fn recovered_applied(&self) -> Applied {
-        self.recovered_applied.clone()
+        self.inner.lock().recovered_applied.clone()
     }
 
     fn check_undamaged(&self) -> Result<(), Arc<PartitionDamage>> {
@@ -175,16 +188,17 @@ impl PartitionLog {
 
     /// Stops serving the partition: bytes that were acknowledged are no longer what was written.
     fn latch_damage(&self, path: PathBuf, position: u64, detail: String) -> Arc<PartitionDamage> {
-        Arc::clone(self.damage.get_or_init(|| {
-            let damage = PartitionDamage {
-                key: self.key,
-                path,
-                position,
-                detail,
-            };
+        let (damage, is_new) = self.damage.set(PartitionDamage {
+            key: self.key,
+            path,
+            position,
+            detail,
+        });
+        if is_new {
             tracing::error!(%damage, "a partition is no longer served");
-            Arc::new(damage)
-        }))
+            self.context.mark_damaged(self.key);
+        }
+        damage
     }
 
     /// What a failed read means. Not to be called with the lock held.

@@ -253,7 +253,11 @@ impl PartitionLog {
     }
 
     /// The segment that holds `from`, once that is known to lie within what may be read; `None` at its end.
-    fn segment_of(&self, from: Offset, up_to: Offset) -> Result<Option<Arc<Segment>>, ReadError> {
+    pub(super) fn segment_of(
+        &self,
+        from: Offset,
+        up_to: Offset,
+    ) -> Result<Option<Arc<Segment>>, ReadError> {
         let inner = self.inner.lock();
         let start = inner.core.start_offset;
         // What was trimmed was committed once, even where that is not known again yet after a start.
@@ -268,7 +272,7 @@ impl PartitionLog {
         Ok(inner.core.segments().rev().find(holds).cloned())
     }
 
-    fn prepare_index(&self, segment: &Segment) {
+    pub(super) fn prepare_index(&self, segment: &Segment) {
         if !segment.has_index() {
             segment.load_index(&*self.context.disk);
         }
@@ -327,7 +331,7 @@ impl View {
     }
 }
 
-fn read_batches(
+pub(super) fn read_batches(
     segment: &Segment,
     from: Offset,
     max_bytes: usize,

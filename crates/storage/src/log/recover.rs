@@ -4,7 +4,7 @@ use std::{
     collections::{HashSet, VecDeque},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
 };
 
 use bytes::{Buf, Bytes, TryGetError};
@@ -18,7 +18,9 @@ use super::{
     Applied, Inner, PartitionLog,
     active::ActiveSegment,
     core::{ClosedSegment, CoreError, LogCore, SPARE_NAME},
+    damage::{DamageLatch, MARK_FILE, read_mark},
     index::{IndexEntry, SparseIndex},
+    mend,
     raft_map::RaftMap,
     seal::Seal,
     segment::{Segment, SegmentError},
@@ -32,6 +34,14 @@ use crate::{
     wal::{Lsn, RecordKind, ReplayedRecord},
 };
 
+/// What opening a log came to.
+pub(super) struct Recovered {
+    pub(super) inner: Inner,
+    pub(super) damage: Option<PartitionDamage>,
+    /// See [`PartitionLog::is_incomplete`].
+    incomplete: bool,
+}
+
 /// How many bytes of a segment are checked at a time.
 const CHECK_BYTES: usize = 4 << 20;
 
@@ -42,6 +52,8 @@ pub(crate) struct RecoveringLog {
     applied: Applied,
     lsn: Lsn,
     damage: Option<PartitionDamage>,
+    /// What an earlier life found, and did not get repaired.
+    marked: Option<PartitionDamage>,
     /// Segments that the checkpoint names and that are not as it names them. That is damage, unless the write-ahead log
     /// goes on to cut or trim them: then another may stand in their place already.
     unloaded: Vec<(SegmentState, PathBuf, String)>,
@@ -66,6 +78,7 @@ impl RecoveringLog {
             applied: (None, None),
             lsn: Lsn::default(),
             damage: None,
+            marked: None,
             unloaded: Vec::new(),
             now,
             removed: false,
@@ -101,8 +114,12 @@ impl RecoveringLog {
                 Err((path, detail)) => self.unloaded.push((*segment, path, detail)),
             }
         }
-        // The last one goes on being written.
-        if let Some(last) = self.core.closed.pop_if(|last| !last.segment.is_sealed()) {
+        // The last one goes on being written, where it is there.
+        let open = |last: &mut ClosedSegment| {
+            let newest = state.segments.last().map(|newest| newest.base);
+            !last.segment.is_sealed() && Some(last.segment.base) == newest
+        };
+        if let Some(last) = self.core.closed.pop_if(open) {
             self.core.active = Some(self.go_on(last.segment));
         }
     }
@@ -303,8 +320,9 @@ impl RecoveringLog {
     }
 
     /// Whether not even all of the log's records could be repeated: the write-ahead log must be kept then.
-    pub(crate) fn is_incomplete(&self) -> bool {
-        self.damage.is_some() || !self.unloaded.is_empty()
+    fn is_incomplete(&self) -> bool {
+        let end = self.core.end_offset;
+        self.damage.is_some() || self.unloaded.iter().any(|(s, ..)| s.next_offset > end)
     }
 
     /// The records up to here are not the partition's: it is created behind them.
@@ -317,47 +335,85 @@ impl RecoveringLog {
         self.removed
     }
 
+    /// Brings repairs to their end that a crash cut off, and takes up what they left to do.
+    ///
+    /// # Errors
+    /// Where the disk fails.
+    pub(crate) fn settle_repairs(&mut self) -> io::Result<()> {
+        let (disk, dir) = (&*self.core.disk, &self.core.dir);
+        mend::settle(disk, dir)?;
+        self.marked = read_mark(disk, dir, self.core.key)?;
+        Ok(())
+    }
+
+    /// Segments that the last checkpoint may still name as they were before they were cut.
+    pub(super) fn note_newly_cut(&self, cut: &[PathBuf]) {
+        let segments = self.core.segments();
+        segments
+            .filter(|segment| cut.contains(&segment.path))
+            .for_each(|segment| segment.note_newly_cut());
+    }
+
     /// Checks what was found, and gives the log, damaged or not.
     ///
     /// # Errors
     /// Where the disk fails.
-    pub(crate) fn finish(mut self, context: Arc<Context>) -> io::Result<Arc<PartitionLog>> {
+    pub(crate) fn finish(self, context: Arc<Context>) -> io::Result<Arc<PartitionLog>> {
+        let key = self.core.key;
+        let Recovered {
+            inner,
+            damage,
+            incomplete,
+        } = self.check_all()?;
+        Ok(Arc::new(PartitionLog {
+            key,
+            context,
+            damage: DamageLatch::new(damage),
+            incomplete,
+            inner: Mutex::new(inner),
+        }))
+    }
+
+    /// # Errors
+    /// Where the disk fails.
+    pub(super) fn check_all(mut self) -> io::Result<Recovered> {
         let incomplete = self.is_incomplete();
-        for (_, path, detail) in std::mem::take(&mut self.unloaded) {
+        let mut unopened = Vec::new();
+        for (segment, path, detail) in std::mem::take(&mut self.unloaded) {
+            unopened.push(segment);
             self.note_damage(path, 0, detail);
         }
+        self.damage = self.damage.or(self.marked.take());
         if self.damage.is_none() {
             self.check()?;
         }
-        let mut obsolete = Vec::new();
-        let damage = OnceLock::new();
-        match self.damage.take() {
-            Some(found) => drop(damage.set(Arc::new(found))),
-            None => obsolete = self.leftovers()?,
-        }
+        let obsolete = match self.damage {
+            Some(_) => Vec::new(),
+            None => self.leftovers()?,
+        };
         let end = self.core.last;
         self.applied.0 = self
             .applied
             .0
             .filter(|applied| end.is_some_and(|end| applied.index <= end.index));
-        Ok(Arc::new(PartitionLog {
-            key: self.core.key,
-            context,
-            damage,
-            incomplete,
+        let inner = Inner {
+            core: self.core,
+            recent: VecDeque::new(),
             recovered_applied: self.applied.clone(),
-            inner: Mutex::new(Inner {
-                core: self.core,
-                recent: VecDeque::new(),
-                applied: self.applied,
-                lsn: self.lsn,
-                reserved_bytes: 0,
-                captured: None,
-                ended: None,
-                removed: false,
-                obsolete,
-            }),
-        }))
+            applied: self.applied,
+            lsn: self.lsn,
+            reserved_bytes: 0,
+            captured: None,
+            ended: None,
+            removed: false,
+            obsolete,
+            unopened,
+        };
+        Ok(Recovered {
+            inner,
+            damage: self.damage,
+            incomplete,
+        })
     }
 
     fn check(&mut self) -> io::Result<()> {
@@ -371,8 +427,9 @@ impl RecoveringLog {
                         .map_err(|error| (segment.path.clone(), error))?;
                 }
             }
-            if let Some(active) = self.core.active.take() {
-                let segment = active.segment;
+            // Where it is damaged, it still is the log's: checkpoints name it.
+            if let Some(active) = &self.core.active {
+                let segment = Arc::clone(&active.segment);
                 check_unsealed(&segment, &self.core.raft)
                     .map(|index| segment.set_index(index))
                     .map_err(|error| (segment.path.clone(), error))?;
@@ -430,11 +487,12 @@ impl RecoveringLog {
             );
         }
         kept.insert(self.core.dir.join(SPARE_NAME));
+        kept.insert(self.core.dir.join(MARK_FILE));
         let names = self.core.disk.list(&self.core.dir)?;
         Ok(names
             .iter()
             .map(|name| self.core.dir.join(name))
-            .filter(|path| !kept.contains(path))
+            .filter(|path| !kept.contains(path) && !mend::is_kept(path))
             .collect())
     }
 }

@@ -199,6 +199,11 @@ impl Segment {
         self.newly_cut.load(Ordering::Acquire)
     }
 
+    /// Opened anew, it is still one that the last checkpoint may name as it was.
+    pub(super) fn note_newly_cut(&self) {
+        self.newly_cut.store(true, Ordering::Release);
+    }
+
     /// A checkpoint names this segment as it is.
     pub(super) fn note_checkpointed(&self) {
         self.newly_cut.store(false, Ordering::Release);

@@ -14,7 +14,7 @@ use prometheus_client::{
     metrics::{counter::Counter, histogram::Histogram},
     registry::{Registry, Unit},
 };
-use quipu_model::Position;
+use quipu_model::{PartitionKey, Position};
 
 use super::{
     StoreConfig,
@@ -41,7 +41,7 @@ pub(crate) struct Context {
     /// Whether a checkpoint was asked for and has not begun.
     pub(super) checkpoint_asked: AtomicBool,
     /// Held by the one checkpoint that runs: two could write their states in the wrong order.
-    pub(super) checkpointing: Mutex<()>,
+    pub(crate) checkpointing: Mutex<()>,
 }
 
 impl Context {
@@ -60,6 +60,11 @@ impl Context {
 
     pub(crate) fn start_writeback(&self, file: Arc<dyn DiskFile>, position: Position, len: u64) {
         self.give(Task::Writeback(file, position, len));
+    }
+
+    /// Leaves word of a partition's damage for the next start.
+    pub(crate) fn mark_damaged(&self, key: PartitionKey) {
+        self.give(Task::MarkDamaged(key));
     }
 
     pub(crate) fn remove_dir(&self, dir: PathBuf) {
@@ -108,7 +113,7 @@ impl Context {
     }
 
     /// Waits for what a completion of the write-ahead log is to send.
-    pub(super) fn wait_flushed(
+    pub(crate) fn wait_flushed(
         &self,
         flushed: &mpsc::Receiver<Result<(), StorageFailure>>,
     ) -> Result<(), StorageFailure> {

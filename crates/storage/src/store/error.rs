@@ -7,8 +7,8 @@ use quipu_model::PartitionKey;
 /// Bytes of a partition that were acknowledged once and are no longer what was written.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(
-    "partition {key} is damaged in {path} at position {position}: {detail}; it is not served, and nothing was deleted: \
-     bring the file back from a copy, or replace this replica"
+    "partition {key} is damaged in {path} at position {position}: {detail}; it is not served here before it is repaired from \
+     another replica, and nothing was deleted: where there is no other, bring the file back from a copy"
 )]
 pub struct PartitionDamage {
     /// The partition.

@@ -35,7 +35,7 @@ pub(super) fn create_format(disk: &dyn Disk) -> Result<[u8; 16], OpenError> {
 }
 
 /// The last line of a text file whose other lines are these.
-pub(super) fn crc_line(lines: &str) -> String {
+pub(crate) fn crc_line(lines: &str) -> String {
     format!("crc {:08x}\n", crc32fast::hash(lines.as_bytes()))
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use quipu_model::Position;
+use quipu_model::{PartitionKey, Position};
 
 use super::{Context, Partitions, checkpoint, scrub::Scrubber};
 use crate::io::{DiskFile, Rest, Worker};
@@ -23,6 +23,7 @@ pub(crate) enum Task {
     Checkpoint,
     Writeback(Arc<dyn DiskFile>, Position, u64),
     RemoveDir(PathBuf),
+    MarkDamaged(PartitionKey),
     Stop,
 }
 
@@ -116,6 +117,12 @@ fn perform(task: Task, context: &Arc<Context>, partitions: &Partitions) {
             }
         }
         Task::RemoveDir(dir) => context.remove_dir_now(&dir),
+        Task::MarkDamaged(key) => {
+            let log = partitions.read().get(&key).cloned();
+            if let Some(log) = log {
+                log.write_mark();
+            }
+        }
         Task::Writeback(..) | Task::Stop => {}
     }
 }

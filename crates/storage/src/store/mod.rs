@@ -25,7 +25,7 @@ use quipu_model::{NodeId, PartitionKey};
 
 pub(crate) use self::{
     context::Context,
-    format::{RAFT_STATE_FILE, read_format, read_raft_state, read_raft_state_at},
+    format::{RAFT_STATE_FILE, crc_line, read_format, read_raft_state, read_raft_state_at},
     open::LOCK_FILE,
     peers::read as read_peers,
 };

@@ -179,6 +179,8 @@ impl UnrecoveredStore {
         let mut recovering = HashMap::new();
         for key in keys {
             let mut log = new_log(&self.disk, &*self.clock, key);
+            log.settle_repairs()
+                .map_err(|error| io_error("settling a repair in", partition_dir(key), error))?;
             if let Some(state) = states.remove(&key) {
                 log.load(state);
             }

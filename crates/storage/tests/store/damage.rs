@@ -96,6 +96,13 @@ fn flip_every_byte(ending: &str, bytes: usize) -> (u64, u64) {
         }
         drop(store);
         flip();
+        // What was found is remembered, though it is mended now.
+        for (partition, _) in &flips {
+            let mark = format!("{}/damaged", dir(*partition));
+            if disk.exists(mark.as_ref()) {
+                disk.remove_file(mark.as_ref()).unwrap();
+            }
+        }
     }
     (found, len)
 }

@@ -12,5 +12,6 @@ mod golden;
 mod inspect;
 mod open;
 mod partitions;
+mod repair;
 mod support;
 mod time;

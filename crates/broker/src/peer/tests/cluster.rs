@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use quipu_model::{NodeId, Offset};
-use quipu_replication::{Acks, Partition};
+use quipu_replication::{Acks, CopyRequest, CopyResponse, Partition, Transport};
 use quipu_storage::RetentionPolicy;
 
 use super::{LONG, NOW, Node, batch, key, listen};
@@ -159,5 +159,49 @@ async fn a_follower_behind_the_start_of_the_log_is_told_from_where_to_go_on() {
         }
     };
     tokio::time::timeout(LONG, trimmed).await.unwrap();
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_replica_gives_copies_of_what_it_knows_to_be_committed() {
+    let cluster = Cluster::start().await;
+    for bytes in [1, 100, 3 << 20, 5_000, 200_000, 900_000] {
+        cluster.append(None, bytes).await;
+    }
+    cluster.all_reach(6).await;
+    let links = &cluster.nodes[0].links;
+    let copy = async |to: usize, from: u64, up_to: u64| {
+        let request = CopyRequest {
+            from: Offset::new(from),
+            up_to: Offset::new(up_to),
+            max_bytes: 1 << 20,
+            uncommitted: false,
+        };
+        let target = cluster.nodes[to].id;
+        // The lane need not stand yet.
+        loop {
+            match links.copy(target, key(), request, LONG).await {
+                Ok(copied) => return copied,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let whole = bytes_of(&cluster.partitions[0]).await;
+    for giver in [1, 2] {
+        let (mut next, mut all) = (0, Vec::new());
+        while next < 6 {
+            let CopyResponse::Batches { bytes, next_offset } = copy(giver, next, 6).await else {
+                panic!("node {giver} has it");
+            };
+            all.extend_from_slice(&bytes);
+            next = next_offset.get();
+        }
+        assert!(all == whole, "not the bytes of the log");
+    }
+    let held = CopyResponse::OutOfRange {
+        start: Offset::ZERO,
+        end: Offset::new(6),
+    };
+    assert_eq!(copy(1, 5, 7).await, held);
     cluster.end().await;
 }

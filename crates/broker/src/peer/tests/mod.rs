@@ -9,6 +9,7 @@ mod wire;
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
+    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,7 +32,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Host, Identity, LANE_BYTES, PeerLinks, service};
+use super::{Host, Identity, LANE_BYTES, PeerLinks, Throttle, service};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -60,6 +61,7 @@ struct TestHost {
     identity: Mutex<Identity>,
     known: Mutex<HashMap<NodeId, [u8; 16]>>,
     partition: Mutex<Option<Partition>>,
+    copying: Throttle,
     leads: AtomicBool,
     up: watch::Sender<HashMap<NodeId, bool>>,
     gone: watch::Sender<Vec<NodeId>>,
@@ -80,6 +82,7 @@ impl TestHost {
             identity: Mutex::new(identity),
             known: Mutex::default(),
             partition: Mutex::default(),
+            copying: Throttle::new(NonZeroU64::MAX),
             leads: AtomicBool::new(false),
             up: watch::Sender::default(),
             gone: watch::Sender::default(),
@@ -115,6 +118,9 @@ impl Host for TestHost {
     }
     fn partition(&self, wanted: PartitionKey) -> Option<Partition> {
         self.partition.lock().clone().filter(|_| wanted == key())
+    }
+    fn copying(&self) -> &Throttle {
+        &self.copying
     }
     fn led(&self) -> Vec<(PartitionKey, LeaderEpoch)> {
         let leads = self.leads.load(Ordering::Relaxed);

@@ -4,6 +4,7 @@
 mod faults;
 mod gone;
 mod members;
+mod repair;
 mod replication;
 mod sleep;
 
@@ -21,12 +22,13 @@ use parking_lot::Mutex;
 use quipu_model::{NodeId, Offset, PartitionKey, TopicConfig, Vote};
 use quipu_storage::{Store, io::FaultyDisk};
 
-use super::{LONG, at, key, numbered, open};
+use super::{LONG, at, key, numbered, open_damaged};
 use crate::{
-    Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, Leadership, Partition,
-    Replicator, SleepOutcome, SleepParts, SleepRequest, SleepResponse, SnapshotRequest,
-    SnapshotResponse, TransferOutcome, TransferParts, TransferRequest, TransferResponse, Transport,
-    TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
+    Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, CopyRequest,
+    CopyResponse, Leadership, Partition, Replicator, SleepOutcome, SleepParts, SleepRequest,
+    SleepResponse, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts,
+    TransferRequest, TransferResponse, Transport, TransportError, VoteOutcome, VoteParts,
+    VoteRequest, VoteResponse,
 };
 
 /// Carries messages within the process, except to and from nodes that are cut off.
@@ -179,6 +181,19 @@ impl Transport for Wire {
             Ok(SleepOutcome::from(answer).into())
         })
     }
+    fn copy(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        request: CopyRequest,
+        timeout: Duration,
+    ) -> Called<'_, CopyResponse> {
+        self.call(
+            target,
+            timeout,
+            |p| async move { p.receive_copy(request).await },
+        )
+    }
 }
 
 struct Member {
@@ -225,7 +240,7 @@ impl Cluster {
     }
 
     async fn run(&mut self, node: NodeId, disk: Arc<FaultyDisk>, founders: &[NodeId]) -> Partition {
-        let store = open(disk.clone());
+        let (store, _) = open_damaged(disk.clone());
         let wire = Wire {
             from: node,
             wires: Arc::clone(&self.wires),
