@@ -99,7 +99,7 @@ fn run(subject: &mut Subject, op: Op) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_read_comes_to_the_same(
