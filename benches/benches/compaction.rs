@@ -9,7 +9,7 @@ use std::{
     fs, io,
     path::Path,
     sync::{Arc, Mutex, mpsc},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use quipu_model::{
@@ -190,14 +190,15 @@ fn main() {
 
 fn compact(hand: &Hand, bytes: u64) {
     let before = own_bytes();
-    let (started, worked) = (Instant::now(), processor_time());
+    let clock = SystemClock::default();
+    let (started, worked) = (clock.monotonic(), processor_time());
     let mut peak = 0;
     let mut slot = hand.0.lock().unwrap();
     let compactor = slot.as_mut().unwrap();
     while compactor.step(false) == Rest::No {
         peak = peak.max(own_bytes());
     }
-    let (took, worked) = (started.elapsed(), processor_time() - worked);
+    let (took, worked) = (clock.monotonic() - started, processor_time() - worked);
     let mb = bytes as f64 / 1e6;
     println!(
         "compaction: {mb:.0} MB in {:.2} s, {:.0} MB/s; {:.2} s of processor time, {:.0} MB/s a core; peak memory {:.1} MB over {:.1} MB before",
