@@ -107,7 +107,7 @@ async fn keep_running(inner: &Arc<Inner>, starter: &Starter, mut running: Runnin
             }
             _ = purge_wanted.changed(), if trimming.is_terminated() => {
                 let point = *purge_wanted.borrow_and_update();
-                let (inner, raft) = (Arc::clone(&inner), running.raft.clone());
+                let (inner, raft) = (Arc::clone(inner), running.raft.clone());
                 trimming = async move { forget(&inner, &raft, point).await }.boxed().fuse();
             }
             () = &mut trimming, if !trimming.is_terminated() => {}
