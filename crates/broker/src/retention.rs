@@ -1,4 +1,4 @@
-//! Lets old records go.
+//! Lets old records go, and compaction begin.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,17 +23,27 @@ pub(crate) async fn run(core: Arc<Core>, interval: Duration) {
 
 async fn enforce(core: &Core, topic: &TopicPartitions) {
     let config = &topic.topic.config;
+    // A topic that is only compacted keeps every key, however old. Its segments are closed by time all the same.
+    let deletes = config.cleanup.delete;
     let policy = RetentionPolicy {
-        max_age_ms: config.retention_ms,
-        max_bytes: config.retention_bytes,
-        max_records: config.retention_records,
+        max_age_ms: config.retention_ms.filter(|_| deletes),
+        max_bytes: config.retention_bytes.filter(|_| deletes),
+        max_records: config.retention_records.filter(|_| deletes),
     };
     for running in topic.running() {
         let partition = &running.partition;
         if core.stop.is_cancelled() {
             return;
         }
-        if !partition.is_leader() || partition.damage().is_some() {
+        if partition.damage().is_some() {
+            continue;
+        }
+        if config.cleanup.compact
+            && let Err(error) = partition.prepare_compaction(core.clock.now()).await
+        {
+            tracing::warn!(topic = %topic.topic.name, key = %partition.key(), %error, "compaction was not begun");
+        }
+        if !partition.is_leader() {
             continue;
         }
         let before = partition.start_offset();

@@ -1,5 +1,6 @@
 //! A broker in this process, spoken to as its clients do.
 
+mod cleanup;
 mod front;
 mod groups;
 mod support;

@@ -175,6 +175,8 @@ mod tests {
             "quipu topic create t --partitions 3 --config retention.ms=1 --config segment.bytes=4096",
             "quipu topic list --json --broker host:9093",
             "quipu topic alter t --config retention.ms=1 --reset segment.ms",
+            "quipu topic delete-records t --partition 1 --before 100",
+            "quipu topic delete-records t --partition 1 --before latest",
             "quipu produce t --partition 1 --header a=b --header a=c --acks leader --compression zstd",
             "quipu consume t --from -10 --to @2026-11-24T10:00:00Z --count 5 --format raw --follow",
             "quipu consume t --from=@1700000000000 --partition 1 --partition 2",
@@ -217,6 +219,7 @@ mod tests {
             "quipu cluster reassign t --partition 1",
             "quipu group reset-offsets g --topic t",
             "quipu group reset-offsets g --topic t --to latest --shift-by 1",
+            "quipu topic delete-records t --partition 1 --before -1",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -30,7 +30,7 @@ pub(crate) struct ServerArgs {
     /// This node's number: from 1, and never that of another node
     #[arg(long, env = "QUIPU_NODE_ID", value_name = "N")]
     node_id: Option<u64>,
-    /// A TOML file with these settings: node_id, data_dir, kafka_listen, kafka_advertise, kafka_auto_create_topics, grpc_listen, http_listen, advertised_grpc, voters, join, rack, max_connections, memory, catch_up_rate. Variables and flags win over it
+    /// A TOML file with these settings: node_id, data_dir, kafka_listen, kafka_advertise, kafka_auto_create_topics, grpc_listen, http_listen, advertised_grpc, voters, join, rack, max_connections, memory, catch_up_rate, compaction_rate. Variables and flags win over it
     #[arg(long, env = "QUIPU_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -103,6 +103,7 @@ async fn listen_for_kafka(
 fn broker_config(node_id: NodeId, settings: &NodeSettings) -> Result<BrokerConfig> {
     let memory = settings.memory_bytes()?;
     let catch_up_rate = settings.catch_up_bytes()?;
+    let compaction_rate = settings.compaction_bytes()?;
     let membership = settings.membership(node_id)?;
     let missing = |flag: &str| format!("give {flag}");
     let mut config = BrokerConfig::new(
@@ -129,6 +130,9 @@ fn broker_config(node_id: NodeId, settings: &NodeSettings) -> Result<BrokerConfi
     }
     if let Some(rate) = catch_up_rate {
         config.catch_up_rate = rate;
+    }
+    if let Some(rate) = compaction_rate {
+        config.store.compaction_bytes_per_second = rate as u64;
     }
     Ok(config)
 }

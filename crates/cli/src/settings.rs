@@ -59,6 +59,9 @@ pub(crate) struct NodeSettings {
     /// How many bytes a second this node gives, at most, to replicas that are far behind, such as 64MiB
     #[arg(long, env = "QUIPU_CATCH_UP_RATE", value_name = "BYTES")]
     pub(crate) catch_up_rate: Option<String>,
+    /// How many bytes a second compaction reads and writes, at most, such as 32MiB; 0 turns it off
+    #[arg(long, env = "QUIPU_COMPACTION_RATE", value_name = "BYTES")]
+    pub(crate) compaction_rate: Option<String>,
 }
 
 impl NodeSettings {
@@ -81,6 +84,7 @@ impl NodeSettings {
                 .or(other.kafka_auto_create_topics),
             memory: self.memory.or(other.memory),
             catch_up_rate: self.catch_up_rate.or(other.catch_up_rate),
+            compaction_rate: self.compaction_rate.or(other.compaction_rate),
             rack: self.rack.or(other.rack),
             max_connections: self.max_connections.or(other.max_connections),
             voters,
@@ -122,6 +126,13 @@ impl NodeSettings {
     pub(crate) fn memory_bytes(&self) -> Result<Option<usize>> {
         let parsed = self.memory.as_deref().map(parse_bytes).transpose();
         parsed.map_err(anyhow::Error::msg).context("memory")
+    }
+
+    pub(crate) fn compaction_bytes(&self) -> Result<Option<usize>> {
+        let parsed = self.compaction_rate.as_deref().map(parse_bytes).transpose();
+        parsed
+            .map_err(anyhow::Error::msg)
+            .context("compaction_rate")
     }
 
     pub(crate) fn catch_up_bytes(&self) -> Result<Option<NonZeroU64>> {

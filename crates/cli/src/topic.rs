@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use quipu_client::{Admin, NewTopic, PartitionDescription, Topic, TopicDescription};
+use quipu_model::Offset;
 use serde_json::{Value, json};
 
 use crate::{
@@ -69,12 +70,39 @@ enum TopicCommand {
         #[command(flatten)]
         shared: Shared,
     },
+    /// Delete a partition's oldest records, on all replicas
+    DeleteRecords {
+        name: String,
+        /// The partition's number
+        #[arg(long, value_name = "P")]
+        partition: u32,
+        /// The first offset to keep, or latest: all that is there goes
+        #[arg(long, value_name = "OFFSET", value_parser = parse_before)]
+        before: Before,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
     /// Delete a topic and all its records
     Delete {
         name: String,
         #[command(flatten)]
         connect: ConnectArgs,
     },
+}
+
+/// Up to where records are deleted.
+#[derive(Clone, Copy, Debug)]
+enum Before {
+    Offset(Offset),
+    Latest,
+}
+
+fn parse_before(text: &str) -> Result<Before, String> {
+    if text == "latest" {
+        return Ok(Before::Latest);
+    }
+    let offset = text.parse().map(Offset::new).map(Before::Offset);
+    offset.map_err(|_| "give an offset, or latest".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -153,6 +181,24 @@ pub(crate) async fn run(args: TopicArgs) -> Result<()> {
                 "nothing to change: give --config NAME=VALUE, --reset NAME or --partitions N",
             )?;
             shared.print(&altered, "altered")
+        }
+        TopicCommand::DeleteRecords {
+            name,
+            partition,
+            before,
+            connect,
+        } => {
+            let admin = connect.connect().await?.admin();
+            let before = match before {
+                Before::Offset(offset) => Some(offset),
+                Before::Latest => None,
+            };
+            let start = admin.delete_records(&name, partition, before).await?;
+            writeln!(
+                stdout(),
+                "partition {partition} of {name} begins at offset {start}"
+            )?;
+            Ok(())
         }
         TopicCommand::Delete { name, connect } => {
             connect.connect().await?.admin().delete_topic(&name).await?;

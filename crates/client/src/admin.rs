@@ -4,10 +4,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use quipu_model::{Offset, TimestampMs};
 use quipu_proto::v1::{
-    self, AddPartitionsRequest, AlterTopicConfigRequest, CreateTopicRequest, DeleteTopicRequest,
-    DescribeClusterRequest, DrainNodeRequest, ListOffsetsRequest, ListTopicsRequest,
-    ReassignPartitionRequest, RemoveNodeRequest, TransferLeaderRequest,
+    self, AddPartitionsRequest, AlterTopicConfigRequest, CreateTopicRequest, DeleteRecordsRequest,
+    DeleteTopicRequest, DescribeClusterRequest, DrainNodeRequest, ListOffsetsRequest,
+    ListTopicsRequest, ReassignPartitionRequest, RemoveNodeRequest, TransferLeaderRequest,
     admin_client::AdminClient,
+    delete_records_request::{Before, HighWatermark},
     list_offsets_request::{At, Earliest, Latest},
 };
 pub use quipu_proto::v1::{
@@ -204,6 +205,30 @@ impl Admin {
             replicas,
         };
         call!(self, reassign_partition, request).map(drop)
+    }
+
+    /// Deletes a partition's records before an offset, which becomes the first one kept on all replicas; without an offset, all
+    /// that is committed. Answers with the first offset kept.
+    ///
+    /// # Errors
+    /// Where there is no such partition, or the offset lies behind what is committed.
+    pub async fn delete_records(
+        &self,
+        topic: &str,
+        partition: u32,
+        before: Option<Offset>,
+    ) -> Result<Offset> {
+        let before = match before {
+            Some(offset) => Before::Offset(offset.get()),
+            None => Before::HighWatermark(HighWatermark {}),
+        };
+        let request = DeleteRecordsRequest {
+            topic: topic.to_owned(),
+            partition,
+            before: Some(before),
+        };
+        let response = call!(self, delete_records, request)?;
+        Ok(Offset::new(response.log_start_offset))
     }
 
     /// Lets another of a partition's replicas lead it.

@@ -66,9 +66,7 @@ const fn ignored(name: &'static str, value: &'static str, kind: ConfigType) -> F
 
 /// `docs/kafka.md` says of each why.
 const FIXED: &[Fixed] = &[
-    fixed("cleanup.policy", "delete", ConfigType::List),
     fixed("compression.type", "producer", ConfigType::String),
-    fixed("message.timestamp.type", "CreateTime", ConfigType::String),
     fixed(
         "unclean.leader.election.enable",
         "false",
@@ -78,29 +76,11 @@ const FIXED: &[Fixed] = &[
     ignored("compression.gzip.level", "-1", ConfigType::Int),
     ignored("compression.lz4.level", "9", ConfigType::Int),
     ignored("compression.zstd.level", "3", ConfigType::Int),
-    ignored("delete.retention.ms", "86400000", ConfigType::Long),
     ignored("file.delete.delay.ms", "60000", ConfigType::Long),
     ignored("flush.messages", "1", ConfigType::Long),
     ignored("flush.ms", "9223372036854775807", ConfigType::Long),
     ignored("local.retention.bytes", "-2", ConfigType::Long),
     ignored("local.retention.ms", "-2", ConfigType::Long),
-    ignored(
-        "max.compaction.lag.ms",
-        "9223372036854775807",
-        ConfigType::Long,
-    ),
-    ignored(
-        "message.timestamp.after.max.ms",
-        "9223372036854775807",
-        ConfigType::Long,
-    ),
-    ignored(
-        "message.timestamp.before.max.ms",
-        "9223372036854775807",
-        ConfigType::Long,
-    ),
-    ignored("min.cleanable.dirty.ratio", "0.5", ConfigType::Double),
-    ignored("min.compaction.lag.ms", "0", ConfigType::Long),
     ignored("preallocate", "true", ConfigType::Boolean),
     ignored("segment.index.bytes", "10485760", ConfigType::Int),
     ignored("segment.jitter.ms", "0", ConfigType::Long),
@@ -126,6 +106,9 @@ fn own(name: &str) -> bool {
 fn kind_of(name: &str) -> ConfigType {
     match FIXED.iter().find(|fixed| fixed.name == name) {
         Some(fixed) => fixed.kind,
+        None if name == "cleanup.policy" => ConfigType::List,
+        None if name == "message.timestamp.type" => ConfigType::String,
+        None if name == "min.cleanable.dirty.ratio" => ConfigType::Double,
         None if name.ends_with("segment.bytes") || name.ends_with("message.bytes") => {
             ConfigType::Int
         }

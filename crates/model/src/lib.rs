@@ -9,6 +9,7 @@ pub mod batch;
 mod ids;
 mod numbers;
 mod topic_config;
+mod topic_values;
 
 pub use batch::RecordBatch;
 pub use ids::{InvalidTopicName, NodeId, PartitionId, PartitionKey, TopicId, TopicName};
@@ -17,3 +18,4 @@ pub use numbers::{
     TimestampMs, Vote,
 };
 pub use topic_config::{ConfigError, TopicConfig};
+pub use topic_values::{CleanupPolicy, Share, TimestampType};

@@ -56,6 +56,8 @@ pub(crate) struct Group {
     pub(crate) trim_wanted: watch::Sender<Offset>,
     /// Up to where the keeper saw to it.
     pub(crate) trimmed: watch::Sender<Offset>,
+    /// Up to where Raft's log is to forget what compaction is to write anew, and the offset behind it: for the keeper, too.
+    pub(crate) purge_wanted: watch::Sender<Option<(LogId, Offset)>>,
     /// The term of the last entry applied.
     pub(crate) applied_term: watch::Sender<Term>,
     high_watermark: watch::Sender<Offset>,
@@ -134,6 +136,7 @@ impl Group {
             snapshots: Mutex::default(),
             trim_wanted: watch::Sender::new(Offset::ZERO),
             trimmed: watch::Sender::new(Offset::ZERO),
+            purge_wanted: watch::Sender::default(),
             applied_term: watch::Sender::new(Term::new(applied_term)),
             high_watermark: watch::Sender::new(high_watermark),
         }

@@ -60,6 +60,7 @@ async fn keep_running(
     trim_wanted.mark_changed();
     let mut sealed = inner.group.sealed.subscribe();
     sealed.mark_changed();
+    let mut purge_wanted = inner.group.purge_wanted.subscribe();
     let mut applied_term = inner.group.applied_term.subscribe();
     let mut asleep = inner.asleep.subscribe();
     let mut trimming: Doing = Fuse::terminated();
@@ -112,8 +113,14 @@ async fn keep_running(
                 trimming = async move { keep_trimmed(&inner, &raft, before).await }.boxed().fuse();
             }
             _ = sealed.changed(), if trimming.is_terminated() => {
+                let point = inner.group.log.copied_point(copy_behind);
                 let (inner, raft) = (Arc::clone(inner), running.raft.clone());
-                trimming = async move { forget(&inner, &raft, copy_behind).await }.boxed().fuse();
+                trimming = async move { forget(&inner, &raft, point).await }.boxed().fuse();
+            }
+            _ = purge_wanted.changed(), if trimming.is_terminated() => {
+                let point = *purge_wanted.borrow_and_update();
+                let (inner, raft) = (Arc::clone(inner), running.raft.clone());
+                trimming = async move { forget(&inner, &raft, point).await }.boxed().fuse();
             }
             () = &mut trimming, if !trimming.is_terminated() => {}
         }
@@ -217,14 +224,13 @@ async fn trim(inner: &Inner, raft: &Raft, before: Offset) -> Result<(), String> 
     }
 }
 
-/// Lets Raft's log forget what followers are to copy by segments.
-async fn forget(inner: &Inner, raft: &Raft, copy_behind: u64) {
-    let log = &inner.group.log;
-    if let Some(point) = log.copied_point(copy_behind)
+/// Lets Raft's log forget what followers are to copy by segments, or compaction is to write anew.
+async fn forget(inner: &Inner, raft: &Raft, point: Option<(LogId, Offset)>) {
+    if let Some(point) = point
         && let Err(error) = purge(inner, raft, point).await
     {
-        let partition = log.key();
-        tracing::warn!(%partition, %error, "old entries stay in Raft's log until more segments are sealed");
+        let partition = inner.group.log.key();
+        tracing::warn!(%partition, %error, "old entries stay in Raft's log until it is asked again to forget them: compaction waits for that");
     }
 }
 
@@ -234,7 +240,9 @@ async fn purge(
     raft: &Raft,
     (last, next_offset): (LogId, Offset),
 ) -> Result<(), String> {
-    if !inner.group.mark(to_raft_id(last), next_offset) {
+    // The other one who asks may have gone further.
+    let purged = inner.group.log.state().last_purged;
+    if purged >= Some(last) || !inner.group.mark(to_raft_id(last), next_offset) {
         return Ok(());
     }
     let index = last.index.get();

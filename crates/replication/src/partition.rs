@@ -428,37 +428,76 @@ impl Partition {
             Ok(Err(error)) => return Err(log_error(error)),
             Err(error) => return Err(AppendError::Fatal(error.to_string())),
         };
-        if let Some(before) = point {
-            self.trim_in(&running, term, before).await?;
+        let committed = self.inner.group.high_watermark();
+        match point.filter(|point| *point <= committed) {
+            Some(before) => self.trim(&running, term, before).await,
+            None => Ok(self.start_offset()),
         }
-        Ok(self.start_offset())
     }
 
-    /// On the leader: deletes the records before an offset, as far as they are committed, through the log. Answers with the
-    /// start offset then in force.
-    pub async fn trim(&self, before: Offset) -> Result<Offset, AppendError> {
+    /// On the leader: deletes all records before an offset, through the log, so that all replicas start there. Answers with the
+    /// start offset then in force, which is never less than before.
+    ///
+    /// # Errors
+    /// Where this replica does not lead, or the partition or the store has failed; [`AppendError::Refused`] where not all
+    /// records before the offset are committed.
+    pub async fn delete_before(&self, before: Offset) -> Result<Offset, AppendError> {
         let (running, term) = self.leading()?;
-        self.trim_in(&running, term, before).await?;
-        Ok(self.start_offset())
+        let end = self.inner.group.high_watermark();
+        if before > end {
+            return Err(AppendError::Refused {
+                key: self.key(),
+                reason: format!("records can be deleted up to offset {end}, not {before}"),
+            });
+        }
+        self.trim(&running, term, before).await
     }
 
-    async fn trim_in(
+    async fn trim(
         &self,
         running: &Running,
         term: Term,
         before: Offset,
-    ) -> Result<(), AppendError> {
-        if before <= self.start_offset() || before > self.inner.group.high_watermark() {
-            return Ok(());
+    ) -> Result<Offset, AppendError> {
+        if before > self.start_offset() {
+            let deadline = Instant::now() + TRIM_PATIENCE;
+            self.confirm_leading(running, deadline).await?;
+            self.propose_trim(running, term, before).await?;
+            let mut trimmed = self.inner.group.trimmed.subscribe();
+            let trimming = trimmed.wait_for(|done| *done >= before);
+            if tokio::time::timeout(TRIM_PATIENCE, trimming).await.is_err() {
+                return Err(AppendError::TimedOut(TRIM_PATIENCE));
+            }
         }
-        let deadline = Instant::now() + TRIM_PATIENCE;
-        self.confirm_leading(running, deadline).await?;
-        self.propose_trim(running, term, before).await?;
-        let mut trimmed = self.inner.group.trimmed.subscribe();
-        let trimming = trimmed.wait_for(|done| *done >= before);
-        match tokio::time::timeout(TRIM_PATIENCE, trimming).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(AppendError::TimedOut(TRIM_PATIENCE)),
+        Ok(self.start_offset())
+    }
+
+    /// On every replica of a compacted topic, from time to time: where there is enough to compact, lets Raft's log forget the
+    /// entries whose records are to be written anew. The store compacts then, in the background.
+    ///
+    /// # Errors
+    /// Where the partition or the store has failed.
+    pub async fn prepare_compaction(&self, now: TimestampMs) -> Result<(), AppendError> {
+        let (store, log) = (Arc::clone(&self.inner.store), Arc::clone(self.log()));
+        let committed = self.inner.group.high_watermark();
+        let asking = blocking(&self.inner.store, move || {
+            log.roll_if_due(now)?;
+            let point = log.compaction_point(committed, now);
+            // What was applied, the voters above all, must be durable before the entries that say it are gone; and what is
+            // compacted must be sealed.
+            if point.is_some() {
+                store.checkpoint()?;
+            }
+            Ok(point)
+        });
+        match asking.await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(point)) => {
+                self.inner.group.purge_wanted.send_replace(point);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(log_error(error)),
+            Err(error) => Err(AppendError::Fatal(error.to_string())),
         }
     }
 

@@ -99,12 +99,14 @@ async fn cluster(directory: &Path, nodes: u64) -> (Vec<Node>, Client) {
     (started, client.await.unwrap())
 }
 
+/// The numbers of a partition's records that were processed, and when the newest was.
+type Processed = (Vec<u64>, Option<Instant>);
+
 /// Who has which partition, and what was processed, as all members see it.
 #[derive(Default)]
 struct Ledger {
     owners: Mutex<BTreeMap<(String, u32), usize>>,
-    /// The numbers of the records processed, by partition, and when the newest was.
-    processed: Mutex<BTreeMap<u32, (Vec<u64>, Option<Instant>)>>,
+    processed: Mutex<BTreeMap<u32, Processed>>,
     /// How often partitions were taken from each member.
     disturbed: Mutex<BTreeMap<usize, usize>>,
 }
@@ -311,7 +313,7 @@ async fn one_joins_and_leaves_a_hundred_and_nobody_else_pauses() {
     joined.abort();
     until("its share to go to others", || {
         let shares = shares();
-        shares.get(&100).is_none() && shares.values().sum::<usize>() == 300
+        !shares.contains_key(&100) && shares.values().sum::<usize>() == 300
     })
     .await;
     println!(

@@ -39,6 +39,43 @@ pub struct ListedOffset {
 }
 
 impl Core {
+    /// Deletes the records of a partition before an offset (`None`: all that is committed), for good, on all replicas. Answers with
+    /// the first offset then kept, which may be a later one.
+    ///
+    /// # Errors
+    /// Where the partition is not led here, or the offset lies behind what is committed.
+    pub(crate) async fn delete_records(
+        &self,
+        topic: &str,
+        partition: PartitionId,
+        before: Option<Offset>,
+    ) -> Result<Offset, BrokerError> {
+        let found = self.find(topic, partition)?;
+        let topic = &found.topic.topic;
+        if topic.name.is_internal() {
+            return Err(internal_topic(&topic.name));
+        }
+        let partition = &found.running.partition;
+        if let Some(error) = self.led_elsewhere(partition) {
+            return Err(error);
+        }
+        let end = *partition.high_watermark().borrow();
+        let before = before.unwrap_or(end);
+        if before > end {
+            return Err(BrokerError::new(
+                Reason::OffsetOutOfRange,
+                format!(
+                    "offset {before} is out of range: partition {} of {} holds offsets {} to {end}",
+                    partition.key().partition,
+                    topic.name,
+                    partition.start_offset()
+                ),
+            ));
+        }
+        let deleting = partition.delete_before(before);
+        deleting.await.map_err(|error| self.append_error(error))
+    }
+
     /// Looks up an offset. Where no record is as late as the time asked for, it is the latest offset.
     ///
     /// # Errors
@@ -99,35 +136,5 @@ impl Core {
             epoch: found.term.leader_epoch(),
             end: found.end,
         }))
-    }
-
-    /// Deletes the records before an offset, for good; `None`: all of them. Answers with the first offset then kept.
-    ///
-    /// # Errors
-    /// Where the partition is not led here, the offset is past its end, or it is the cluster's own.
-    pub(crate) async fn delete_records(
-        &self,
-        topic: &str,
-        partition: PartitionId,
-        before: Option<Offset>,
-    ) -> Result<Offset, BrokerError> {
-        let found = self.find(topic, partition)?;
-        if found.topic.topic.name.is_internal() {
-            return Err(internal_topic(&found.topic.topic.name));
-        }
-        let partition = &found.running.partition;
-        let committed = *partition.high_watermark().borrow();
-        let before = before.unwrap_or(committed);
-        if before > committed {
-            return Err(BrokerError::new(
-                Reason::OffsetOutOfRange,
-                format!(
-                    "records before {before} cannot be deleted: partition {} ends at {committed}",
-                    partition.key()
-                ),
-            ));
-        }
-        let trimming = partition.trim(before).await;
-        trimming.map_err(|error| self.append_error(error))
     }
 }

@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use quipu_model::{PartitionId, PartitionKey, RecordBatch};
+use quipu_model::{
+    PartitionId, PartitionKey, RecordBatch, TimestampMs, TimestampType, TopicConfig,
+};
 use quipu_replication::{Acks, Appended};
 use tokio::time::Instant;
 
@@ -83,7 +85,7 @@ impl Core {
         let timeout = request.timeout.unwrap_or(Produce::DEFAULT_TIMEOUT);
         Ok(Prepared {
             core: Arc::clone(self),
-            batch: request.payload.check()?,
+            batch: request.payload.check(&topic.config, self.clock.now())?,
             found,
             acks: request.acks,
             timeout: timeout.min(Produce::LONGEST_TIMEOUT),
@@ -101,16 +103,58 @@ impl Payload {
         }
     }
 
-    fn check(self) -> Result<RecordBatch, BrokerError> {
-        match self {
-            Self::Encoded(bytes) | Self::Held(bytes) => {
-                let batch = RecordBatch::from_bytes(bytes)?;
-                batch.validate_records()?;
-                Ok(batch)
-            }
-            Self::Built(batch) => Ok(batch),
+    fn check(self, config: &TopicConfig, now: TimestampMs) -> Result<RecordBatch, BrokerError> {
+        let (batch, is_sound) = match self {
+            Self::Encoded(bytes) | Self::Held(bytes) => (RecordBatch::from_bytes(bytes)?, false),
+            Self::Built(batch) => (batch, true),
+        };
+        if config.cleanup.compact {
+            batch.validate_keyed_records()?;
+        } else if !is_sound {
+            batch.validate_records()?;
+        }
+        if config.timestamp_type == TimestampType::CreateTime {
+            check_timestamps(&batch, config, now)?;
+        }
+        Ok(batch)
+    }
+}
+
+/// Refuses what comes from a clock that is wrong by more than the topic lets pass.
+fn check_timestamps(
+    batch: &RecordBatch,
+    config: &TopicConfig,
+    now: TimestampMs,
+) -> Result<(), BrokerError> {
+    let (before, after) = (
+        config.timestamp_before_max_ms,
+        config.timestamp_after_max_ms,
+    );
+    // Nobody bounds them, as a rule: then the records need not be looked at again.
+    let forever = TopicConfig::default();
+    if (before, after)
+        == (
+            forever.timestamp_before_max_ms,
+            forever.timestamp_after_max_ms,
+        )
+    {
+        return Ok(());
+    }
+    let earliest = now.get().saturating_sub_unsigned(before);
+    let latest = now.get().saturating_add_unsigned(after);
+    for record in batch.records()? {
+        let record = record?;
+        let timestamp = record.timestamp.get();
+        if !(earliest..=latest).contains(&timestamp) {
+            return Err(BrokerError::new(
+                Reason::InvalidBatch,
+                format!(
+                    "a record has timestamp {timestamp}, the topic takes {earliest} to {latest} now: set the producer's clock right, or change message.timestamp.before.max.ms or message.timestamp.after.max.ms"
+                ),
+            ));
         }
     }
+    Ok(())
 }
 
 impl Prepared {
@@ -133,7 +177,12 @@ impl Prepared {
         let bytes = self.batch.bytes().len() as u64;
         let records = u64::from(self.batch.header().record_count);
         let partition = &self.found.running.partition;
-        let result = partition.append(self.batch, self.acks, self.timeout).await;
+        let config = &self.found.topic.topic.config;
+        let batch = match config.timestamp_type {
+            TimestampType::CreateTime => self.batch,
+            TimestampType::LogAppendTime => self.batch.with_append_time(self.core.clock.now()),
+        };
+        let result = partition.append(batch, self.acks, self.timeout).await;
         match result {
             Ok(appended) => {
                 metrics.appended(self.acks, self.started.elapsed(), bytes, records);

@@ -2,22 +2,27 @@
 
 use std::sync::Arc;
 
-use quipu_model::{NodeId, PartitionId};
+use quipu_model::{NodeId, Offset, PartitionId};
 use quipu_proto::{
     peer::v1::{DrainNode, Reassign, RemoveNode, change_request::Change},
     v1::{
         AddPartitionsRequest, AddPartitionsResponse, AlterTopicConfigRequest,
-        AlterTopicConfigResponse, CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest,
-        DeleteTopicResponse, DescribeClusterRequest, DescribeClusterResponse, DescribeTopicRequest,
-        DescribeTopicResponse, DrainNodeRequest, DrainNodeResponse, ListTopicsRequest,
-        ListTopicsResponse, Node, NodeState, PartitionDescription, ReassignPartitionRequest,
-        ReassignPartitionResponse, RemoveNodeRequest, RemoveNodeResponse, Topic,
-        TransferLeaderRequest, TransferLeaderResponse, admin_server::Admin,
+        AlterTopicConfigResponse, CreateTopicRequest, CreateTopicResponse, DeleteRecordsRequest,
+        DeleteRecordsResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeClusterRequest,
+        DescribeClusterResponse, DescribeTopicRequest, DescribeTopicResponse, DrainNodeRequest,
+        DrainNodeResponse, ListTopicsRequest, ListTopicsResponse, Node, NodeState,
+        PartitionDescription, ReassignPartitionRequest, ReassignPartitionResponse,
+        RemoveNodeRequest, RemoveNodeResponse, Topic, TransferLeaderRequest,
+        TransferLeaderResponse, admin_server::Admin, delete_records_request::Before,
     },
 };
 use tonic::{Request, Response, Status};
 
-use crate::{core::Core, metadata::NewTopic};
+use crate::{
+    core::Core,
+    error::{BrokerError, Reason},
+    metadata::NewTopic,
+};
 
 /// Serves the admin API over the core.
 #[derive(Clone, Debug)]
@@ -154,6 +159,26 @@ impl Admin for AdminService {
             .transfer_leader(&request.topic, partition, to)
             .await?;
         Ok(Response::new(TransferLeaderResponse {}))
+    }
+
+    async fn delete_records(
+        &self,
+        request: Request<DeleteRecordsRequest>,
+    ) -> Result<Response<DeleteRecordsResponse>, Status> {
+        let request = request.into_inner();
+        let before = match request.before {
+            Some(Before::Offset(offset)) => Some(Offset::new(offset)),
+            Some(Before::HighWatermark(_)) => None,
+            None => {
+                let message = "the request says no offset to delete before".to_owned();
+                return Err(BrokerError::new(Reason::InvalidRequest, message).into());
+            }
+        };
+        let partition = PartitionId::new(request.partition);
+        let deleting = self.core.delete_records(&request.topic, partition, before);
+        Ok(Response::new(DeleteRecordsResponse {
+            log_start_offset: deleting.await?.get(),
+        }))
     }
 
     async fn drain_node(

@@ -391,7 +391,12 @@ impl Assigned {
         loop {
             while let Some(batch) = self.batches.pop_front() {
                 match self.records(&batch) {
-                    Ok(records) if records.is_empty() => {}
+                    // Compaction took them away, or they lie before the position.
+                    Ok(records) if records.is_empty() => {
+                        let next = batch.header().next_offset();
+                        let next = self.end.map_or(next, |end| next.min(end));
+                        self.position = self.position.max(next);
+                    }
                     Ok(records) => return Poll::Ready(Some(Ok(records))),
                     Err(error) => {
                         self.batches.clear();

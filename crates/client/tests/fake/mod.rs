@@ -570,6 +570,13 @@ impl Admin for Services {
         Err(Status::unimplemented("not needed"))
     }
 
+    async fn delete_records(
+        &self,
+        _: Request<v1::DeleteRecordsRequest>,
+    ) -> Result<Response<v1::DeleteRecordsResponse>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
+
     async fn transfer_leader(
         &self,
         _: Request<v1::TransferLeaderRequest>,

@@ -109,6 +109,11 @@ pub enum RecordProblem {
         /// The delta found.
         found: i32,
     },
+    /// The record has no key, in a topic whose records need one.
+    #[error(
+        "it has no key, and the topic is compacted: its newest record of each key is kept, so give every record a key"
+    )]
+    NoKey,
     /// A header's key is not text.
     #[error("a header key is not UTF-8")]
     HeaderKeyNotUtf8,

@@ -13,7 +13,7 @@ const UNCOUNTED_LEN: usize = 12;
 /// The shortest record: length, attributes, two deltas, two absent lengths and a header count, of one byte each.
 const MIN_RECORD_LEN: usize = 7;
 
-const TIMESTAMP_IS_LOG_APPEND: u16 = 1 << 3;
+pub(super) const TIMESTAMP_IS_LOG_APPEND: u16 = 1 << 3;
 const TRANSACTIONAL: u16 = 1 << 4;
 const CONTROL: u16 = 1 << 5;
 
@@ -30,7 +30,7 @@ pub struct BatchHeader {
     pub crc: u32,
     /// Bits 0 to 2: compression; 3: timestamps are the log's; 4: transactional; 5: control.
     pub attributes: u16,
-    /// The last record's offset less the base offset: one less than the number of records.
+    /// The last offset that the batch takes, less the base offset: one less than the number of records it was made of.
     pub last_offset_delta: u32,
     /// The timestamp that the records' are relative to: the first record's.
     pub base_timestamp: TimestampMs,
@@ -42,7 +42,7 @@ pub struct BatchHeader {
     pub producer_epoch: ProducerEpoch,
     /// The first record's sequence number; -1 without a producer id.
     pub base_sequence: Sequence,
-    /// How many records follow: 1 to `i32::MAX`.
+    /// How many records follow: 0 to `i32::MAX`, and fewer than the batch takes offsets where compaction took some away.
     pub record_count: u32,
 }
 
@@ -95,7 +95,7 @@ impl BatchHeader {
             base_sequence: Sequence::new(
                 at_least(-1, "base sequence", field.get_i32().into())? as i32
             ),
-            record_count: at_least(1, "record count", field.get_i32().into())? as u32,
+            record_count: at_least(0, "record count", field.get_i32().into())? as u32,
         };
         header.check_consistent()?;
         Ok(header)
@@ -110,9 +110,13 @@ impl BatchHeader {
                 expected,
             })
         };
-        if self.last_offset_delta != self.record_count - 1 {
-            let found = self.last_offset_delta.into();
-            return bad("last offset delta", found, "one less than the record count");
+        if self.record_count > self.last_offset_delta + 1 {
+            let found = self.record_count.into();
+            return bad(
+                "record count",
+                found,
+                "no more than the batch takes offsets",
+            );
         }
         if self.next_offset().get() > i64::MAX as u64 {
             let found = self.base_offset.get() as i64;
@@ -165,7 +169,7 @@ impl BatchHeader {
     ///
     /// # Errors
     /// [`BatchError::NotServed`] for control and transactional batches and unknown attributes; [`BatchError::BadHeader`]
-    /// for an idempotent batch without epoch or sequence.
+    /// for a batch that lacks records, or an idempotent one without epoch or sequence.
     pub(super) fn check_producible(&self) -> Result<(), BatchError> {
         let known = Compression::BITS | TIMESTAMP_IS_LOG_APPEND;
         let refused = if self.is_control() {
@@ -181,6 +185,13 @@ impl BatchHeader {
             return Err(BatchError::NotServed {
                 what,
                 attributes: self.attributes,
+            });
+        }
+        if self.has_holes() {
+            return Err(BatchError::BadHeader {
+                field: "last offset delta",
+                found: self.last_offset_delta.into(),
+                expected: "one less than the record count",
             });
         }
         if self.producer_id.is_some() {
@@ -219,17 +230,22 @@ impl BatchHeader {
         self.attributes & TIMESTAMP_IS_LOG_APPEND != 0
     }
 
+    /// Whether the batch takes offsets at which it has no record: compaction took them away.
+    pub fn has_holes(&self) -> bool {
+        self.record_count != self.last_offset_delta + 1
+    }
+
     /// The whole batch's length in bytes.
     pub fn total_len(&self) -> usize {
         self.batch_length as usize + UNCOUNTED_LEN
     }
 
-    /// The offset of the batch's last record.
+    /// The last offset that the batch takes: of its last record, unless compaction took that away.
     pub fn last_offset(&self) -> Offset {
         self.base_offset.plus(u64::from(self.last_offset_delta))
     }
 
-    /// The offset after the batch's last record.
+    /// The offset after the last one that the batch takes.
     pub fn next_offset(&self) -> Offset {
         self.last_offset().plus(1)
     }
@@ -253,7 +269,6 @@ fn at_least(least: i64, field: &'static str, found: i64) -> Result<i64, BatchErr
         expected: match least {
             -1 => "-1 (none) or more",
             0 => "0 or more",
-            1 => "1 or more",
             _ => "at least the rest of the header, 49 bytes",
         },
     })

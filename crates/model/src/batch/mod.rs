@@ -10,19 +10,22 @@ mod error;
 mod header;
 mod reader;
 mod record;
+mod retain;
 mod snappy;
 mod varint;
 
 use bytes::Bytes;
 
-use crate::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence};
+use crate::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, TimestampMs};
 
 pub use builder::BatchBuilder;
 pub use compression::{Compression, UnknownCompression};
 pub use error::{BatchError, RecordProblem};
 pub use header::BatchHeader;
+use reader::Keys;
 pub use reader::RecordIter;
 pub use record::{Record, RecordHeader};
+pub use retain::{Kept, RecordView, Retained};
 
 /// The most bytes that one batch's records may take uncompressed.
 pub const MAX_UNCOMPRESSED_BYTES: usize = 64 << 20;
@@ -68,15 +71,27 @@ impl RecordBatch {
     /// the records are not what the header says; [`BatchError::TooLarge`] past [`MAX_UNCOMPRESSED_BYTES`];
     /// [`BatchError::Codec`] where they do not decompress.
     pub fn validate_records(&self) -> Result<(), BatchError> {
+        self.validate(Keys::Optional)
+    }
+
+    /// The same, and that every record has a key: what a compacted topic takes.
+    ///
+    /// # Errors
+    /// As for [`Self::validate_records`]; [`RecordProblem::NoKey`] for the first record without a key.
+    pub fn validate_keyed_records(&self) -> Result<(), BatchError> {
+        self.validate(Keys::Required)
+    }
+
+    fn validate(&self, keys: Keys) -> Result<(), BatchError> {
         self.header.check_producible()?;
         let records = &self.bytes[BatchHeader::LEN..];
         let count = self.header.record_count;
         match self.header.compression() {
-            Compression::None => reader::check_plain(records, count),
+            Compression::None => reader::check_plain(records, count, keys),
             codec => {
                 let source =
                     compression::Decompressor::new(codec, records, MAX_UNCOMPRESSED_BYTES)?;
-                reader::check_compressed(source, count)
+                reader::check_compressed(source, count, keys)
             }
         }
     }
@@ -124,13 +139,27 @@ impl RecordBatch {
     /// A copy of the batch as another producer's, with its CRC made anew: what a client does with batches that were never
     /// stored, once the sequence they were numbered in is lost.
     pub fn with_producer(&self, id: ProducerId, epoch: ProducerEpoch, sequence: Sequence) -> Self {
-        let mut bytes = self.bytes.to_vec();
-        let mut header = BatchHeader {
+        let header = BatchHeader {
             producer_id: id,
             producer_epoch: epoch,
             base_sequence: sequence,
             ..self.header
         };
+        Self::sealed(header, self.bytes.to_vec())
+    }
+
+    /// A copy of the batch whose records all have one timestamp: when a log took it in. Its CRC is made anew.
+    pub fn with_append_time(&self, now: TimestampMs) -> Self {
+        let header = BatchHeader {
+            attributes: self.header.attributes | header::TIMESTAMP_IS_LOG_APPEND,
+            max_timestamp: now,
+            ..self.header
+        };
+        Self::sealed(header, self.bytes.to_vec())
+    }
+
+    /// The batch of a header, whose CRC and place in `bytes` are filled in here, and the records behind it.
+    fn sealed(mut header: BatchHeader, mut bytes: Vec<u8>) -> Self {
         header.write(&mut bytes);
         header.crc = crc32c::crc32c(&bytes[BatchHeader::CRC_FROM..]);
         header.write(&mut bytes);

@@ -20,6 +20,8 @@ pub struct RecordIter {
     /// The decompressed records that are yet to be read.
     rest: Bytes,
     next: u32,
+    /// The least offset delta that the next record may have.
+    due: u32,
     failed: bool,
 }
 
@@ -30,6 +32,7 @@ impl RecordIter {
             header,
             rest: records,
             next: 0,
+            due: 0,
             failed: false,
         }
     }
@@ -37,7 +40,9 @@ impl RecordIter {
     fn read(&mut self) -> Result<Record, RecordProblem> {
         let mut rest: &[u8] = &self.rest;
         let body = take_body(&mut rest)?;
-        let raw = RawRecord::parse(body, self.next)?;
+        let raw = RawRecord::parse(body)?;
+        let (last, holes) = (self.header.last_offset_delta, self.header.has_holes());
+        let delta = raw.check_delta(self.due, last, holes)?;
         let slice = |bytes: &[u8]| self.rest.slice_ref(bytes);
         let timestamp = if self.header.timestamp_is_log_append() {
             self.header.max_timestamp
@@ -47,7 +52,7 @@ impl RecordIter {
             TimestampMs::new(base.wrapping_add(raw.timestamp_delta))
         };
         let mut record = Record {
-            offset: self.header.base_offset.plus(self.next.into()),
+            offset: self.header.base_offset.plus(delta.into()),
             timestamp,
             key: raw.key.map(slice),
             value: raw.value.map(slice),
@@ -62,6 +67,7 @@ impl RecordIter {
         let read = self.rest.len() - rest.len();
         self.rest.advance(read);
         self.next += 1;
+        self.due = delta + 1;
         Ok(record)
     }
 }
@@ -93,15 +99,24 @@ impl Iterator for RecordIter {
     }
 }
 
+/// Whether a record must have a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keys {
+    /// It may.
+    Optional,
+    /// It must: its topic is compacted.
+    Required,
+}
+
 /// Checks `count` records that fill `records`.
-pub(super) fn check_plain(mut records: &[u8], count: u32) -> Result<(), BatchError> {
+pub(super) fn check_plain(mut records: &[u8], count: u32, keys: Keys) -> Result<(), BatchError> {
     let limit = MAX_UNCOMPRESSED_BYTES;
     if records.len() > limit {
         return Err(BatchError::TooLarge { limit });
     }
     for index in 0..count {
         take_body(&mut records)
-            .and_then(|body| check_body(body, index))
+            .and_then(|body| check_body(body, index, keys))
             .map_err(|problem| BatchError::BadRecord { index, problem })?;
     }
     if records.is_empty() {
@@ -112,7 +127,11 @@ pub(super) fn check_plain(mut records: &[u8], count: u32) -> Result<(), BatchErr
 }
 
 /// Checks `count` records as they come out of `source`, holding no more of them than the window or the largest record.
-pub(super) fn check_compressed(source: Decompressor<'_>, count: u32) -> Result<(), BatchError> {
+pub(super) fn check_compressed(
+    source: Decompressor<'_>,
+    count: u32,
+    keys: Keys,
+) -> Result<(), BatchError> {
     let mut window = Window::new(source);
     for index in 0..count {
         let bad = |problem| BatchError::BadRecord { index, problem };
@@ -129,7 +148,7 @@ pub(super) fn check_compressed(source: Decompressor<'_>, count: u32) -> Result<(
         window.fill(needed)?;
         let mut rest = window.bytes();
         take_body(&mut rest)
-            .and_then(|body| check_body(body, index))
+            .and_then(|body| check_body(body, index, keys))
             .map_err(bad)?;
         window.consume(needed);
     }
@@ -142,8 +161,13 @@ pub(super) fn check_compressed(source: Decompressor<'_>, count: u32) -> Result<(
 }
 
 #[inline(always)]
-fn check_body(body: &[u8], index: u32) -> Result<(), RecordProblem> {
-    RawRecord::parse(body, index)?.visit_headers(|_, _| ())
+fn check_body(body: &[u8], index: u32, keys: Keys) -> Result<(), RecordProblem> {
+    let raw = RawRecord::parse(body)?;
+    raw.check_delta(index, index, false)?;
+    if keys == Keys::Required && raw.key.is_none() {
+        return Err(RecordProblem::NoKey);
+    }
+    raw.visit_headers(|_, _| ())
 }
 
 /// The part of a decompressed stream that is being looked at.

@@ -49,6 +49,7 @@ impl RecordHeader {
 /// A record's body, borrowed; its headers are yet to be read.
 pub(super) struct RawRecord<'a> {
     pub(super) timestamp_delta: i64,
+    pub(super) offset_delta: i32,
     pub(super) key: Option<&'a [u8]>,
     pub(super) value: Option<&'a [u8]>,
     header_count: i32,
@@ -56,17 +57,12 @@ pub(super) struct RawRecord<'a> {
 }
 
 impl<'a> RawRecord<'a> {
-    /// Reads the body of the record at place `index` of its batch.
+    /// Reads a record's body; its offset delta is the caller's to check.
     #[inline(always)]
-    pub(super) fn parse(mut body: &'a [u8], index: u32) -> Result<Self, RecordProblem> {
+    pub(super) fn parse(mut body: &'a [u8]) -> Result<Self, RecordProblem> {
         body.split_off_first().ok_or(RecordProblem::EndsEarly)?;
         let timestamp_delta = varint::take_i64(&mut body)?;
         let offset_delta = varint::take_i32(&mut body)?;
-        if i64::from(offset_delta) != i64::from(index) {
-            return Err(RecordProblem::OffsetDelta {
-                found: offset_delta,
-            });
-        }
         let key = take_optional(&mut body, "key length")?;
         let value = take_optional(&mut body, "value length")?;
         let header_count = varint::take_i32(&mut body)?;
@@ -78,11 +74,28 @@ impl<'a> RawRecord<'a> {
         }
         Ok(Self {
             timestamp_delta,
+            offset_delta,
             key,
             value,
             header_count,
             headers: body,
         })
+    }
+
+    /// The offset delta, where it is the one that is due: `due` itself in a batch without holes, else that or a later one up to
+    /// `last`.
+    #[inline(always)]
+    pub(super) fn check_delta(
+        &self,
+        due: u32,
+        last: u32,
+        holes: bool,
+    ) -> Result<u32, RecordProblem> {
+        let found = self.offset_delta;
+        match u32::try_from(found) {
+            Ok(delta) if delta == due || (holes && delta > due && delta <= last) => Ok(delta),
+            _ => Err(RecordProblem::OffsetDelta { found }),
+        }
     }
 
     /// Reads the headers, gives each to `visit`, and checks that the body ends with them.

@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, poll, stream::FuturesOrdered};
 use quipu_model::{
-    LogId, Offset, ProducerEpoch, RaftIndex, Sequence, TopicConfig, batch::split_batches,
+    CleanupPolicy, LogId, Offset, ProducerEpoch, RaftIndex, Sequence, TopicConfig,
+    batch::{BatchBuilder, Compression, split_batches},
 };
 use quipu_storage::{
     Control, ControlKind, LogEntry, Payload, RetentionPolicy,
     io::{Disk, FaultyDisk},
 };
+use tokio::time::Instant;
 
 use super::{
     LONG, NODE, NOW, Node, at,
@@ -350,6 +352,75 @@ async fn a_trim_that_a_crash_came_before_is_done_at_the_next_start() {
     };
     tokio::time::timeout(LONG, trimming).await.unwrap();
     assert!(node.partition.start_offset() <= Offset::new(700));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compaction_leaves_the_newest_of_each_key_and_a_restart_finds_it() {
+    let disk = disk();
+    let config = TopicConfig {
+        cleanup: CleanupPolicy {
+            delete: false,
+            compact: true,
+        },
+        ..small_segments()
+    };
+    let node = Node::start(disk.clone(), config.clone()).await;
+    for n in 0..200 {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.append(NOW, Some(&[n % 7]), Some(&[n; 200]), &[]);
+        let batch = builder.build().unwrap();
+        node.partition.append(batch, Acks::All, LONG).await.unwrap();
+    }
+    let log = node.store.partition(key()).unwrap();
+    let deadline = Instant::now() + LONG;
+    // The segment that is written stays as it is, and so may the one before it.
+    while log.state().size_bytes > 12 << 10 {
+        assert!(Instant::now() < deadline, "{:?}", log.state());
+        node.partition.prepare_compaction(NOW).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let left = offsets_from(&node, 0).await;
+    assert!(left.ends_with(&(193..200).collect::<Vec<_>>()));
+    let killed = disk.fork(8);
+    node.stop().await;
+
+    for disk in [disk as Arc<dyn Disk>, Arc::new(killed)] {
+        let node = Node::start(disk, config.clone()).await;
+        assert!(
+            offsets_from(&node, 0)
+                .await
+                .ends_with(&(193..200).collect::<Vec<_>>())
+        );
+        let next = node
+            .partition
+            .append(plain(1), Acks::All, LONG)
+            .await
+            .unwrap();
+        assert_eq!(next.base_offset, at(200));
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_are_deleted_before_an_offset_and_not_past_the_end() {
+    let disk = disk();
+    let node = Node::start(disk.clone(), small_segments()).await;
+    for _ in 0..10 {
+        let appending = node.partition.append(plain(5), Acks::All, LONG);
+        appending.await.unwrap();
+    }
+    let deleted = node.partition.delete_before(Offset::new(23)).await.unwrap();
+    assert_eq!(deleted, Offset::new(23));
+    let again = node.partition.delete_before(Offset::new(7)).await.unwrap();
+    assert_eq!(again, Offset::new(23));
+    let refused = node.partition.delete_before(Offset::new(51)).await;
+    assert!(matches!(refused, Err(AppendError::Refused { .. })));
+    let crashed = disk.fork(9);
+    crashed.crash();
+    node.stop().await;
+    let node = Node::start(Arc::new(crashed), small_segments()).await;
+    assert_eq!(node.partition.start_offset(), Offset::new(23));
     node.stop().await;
 }
 

@@ -37,7 +37,8 @@ fn damaged(path: &Path, position: u64, detail: impl Into<String>) -> OpenError {
 }
 
 /// Visits the batches of a segment's file, checksums compared, up to `end` bytes or, where that is not known, up to the zeros
-/// of a file that is not full yet. Each must begin with the offset at which the one before it ended.
+/// of a file that is not full yet. Each must begin with the offset at which the one before it ended, or behind it where compaction
+/// has written the file.
 fn batches(
     disk: &dyn Disk,
     path: &Path,
@@ -58,6 +59,7 @@ fn batches(
         ));
     }
     let (limit, mut position) = (end.unwrap_or(len), 0);
+    let has_holes = may_have_holes(path);
     let mut due: Option<Offset> = None;
     while position < limit {
         let head = read(
@@ -75,7 +77,11 @@ fn batches(
         if next > limit {
             return Err(rot("a batch claims to go past the segment's end".to_owned()));
         }
-        if let Some(due) = due.filter(|due| *due != header.base_offset) {
+        let fits = |due: &Offset| match has_holes {
+            true => *due <= header.base_offset,
+            false => *due == header.base_offset,
+        };
+        if let Some(due) = due.filter(|due| !fits(due)) {
             let found = header.base_offset;
             return Err(rot(format!(
                 "a batch has base offset {found} where {due} was due"
@@ -87,6 +93,13 @@ fn batches(
         (due, position) = (Some(header.next_offset()), next);
     }
     Ok(())
+}
+
+/// Whether a segment's file is named as those that compaction writes, or that came from a replica that may have compacted: with a
+/// generation behind the term.
+fn may_have_holes(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    stem.is_some_and(|stem| stem.split('-').count() > 2)
 }
 
 /// Bytes that the file is known to have.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use quipu_model::{Position, RecordBatch, Term, TimestampMs, batch::BatchHeader};
 
 use super::{
-    index::{IndexEntry, SparseIndex},
+    index::{IndexEntry, SparseIndex, UNKNOWN_RAFT_INDEX},
     raft_map::RaftMap,
     segment::{Segment, SegmentError},
 };
@@ -12,14 +12,19 @@ use super::{
 /// How many bytes of a segment are checked at a time.
 const CHECK_BYTES: usize = 4 << 20;
 
-/// Checks every batch of a segment that has no seal yet; gives an index of it, made on the way.
+/// Checks every batch of a segment that has no seal yet; gives an index of it, made on the way. One that compaction may have
+/// written, here or elsewhere, may lack offsets, and Raft asks nothing of it any more.
 pub(super) fn check_unsealed(
     segment: &Segment,
     raft: &RaftMap,
 ) -> Result<SparseIndex, SegmentError> {
+    let has_holes = segment.generation() != 0;
     let mut index = SparseIndex::Growing(Vec::new());
     let (mut newest, mut raft_index, mut due) =
         (TimestampMs::NONE, segment.first_index, segment.base);
+    if has_holes {
+        raft_index = UNKNOWN_RAFT_INDEX;
+    }
     let (mut position, mut next_entry_at, mut wanted) = (0, 0, CHECK_BYTES);
     while position < segment.len() {
         segment.populate(Position::new(position), wanted)?;
@@ -39,7 +44,11 @@ pub(super) fn check_unsealed(
         }
         for batch in batches {
             let (header, at) = (*batch.header(), Position::new(position));
-            if header.base_offset != due {
+            let fits = match has_holes {
+                true => header.base_offset >= due,
+                false => header.base_offset == due,
+            };
+            if !fits {
                 let detail = format!(
                     "a batch has base offset {} where {due} was due",
                     header.base_offset
@@ -50,7 +59,8 @@ pub(super) fn check_unsealed(
                 });
             }
             // The epoch stands outside the batch's checksum.
-            let epoch = raft.term_of(raft_index).map(Term::leader_epoch);
+            let term = raft.term_of(raft_index).filter(|_| !has_holes);
+            let epoch = term.map(Term::leader_epoch);
             if let Some(epoch) = epoch.filter(|epoch| *epoch != header.leader_epoch) {
                 let detail = format!(
                     "a batch has leader epoch {} where {epoch} was due",
@@ -63,7 +73,7 @@ pub(super) fn check_unsealed(
             }
             if position >= next_entry_at {
                 index.push(IndexEntry {
-                    offset: due,
+                    offset: header.base_offset,
                     raft_index,
                     position: at,
                     newest_before: newest,
@@ -71,7 +81,9 @@ pub(super) fn check_unsealed(
                 next_entry_at = position + CHECK_INDEX_INTERVAL;
             }
             newest = newest.max(header.max_timestamp);
-            raft_index = raft.batch_index_from(raft_index.next());
+            if !has_holes {
+                raft_index = raft.batch_index_from(raft_index.next());
+            }
             due = header.next_offset();
             position += header.total_len() as u64;
         }
@@ -95,7 +107,10 @@ pub(super) fn check_unsealed(
 const CHECK_INDEX_INTERVAL: u64 = 16 << 10;
 
 /// The whole batches at the front of a window, CRC checked; where there is none, the bytes that the first one needs.
-fn whole_batches(window: &Bytes, position: u64) -> Result<(Vec<RecordBatch>, usize), SegmentError> {
+pub(super) fn whole_batches(
+    window: &Bytes,
+    position: u64,
+) -> Result<(Vec<RecordBatch>, usize), SegmentError> {
     let (mut batches, mut at) = (Vec::new(), 0);
     let rot = |at: usize, detail: String| SegmentError::Rot {
         position: Position::new(position + at as u64),

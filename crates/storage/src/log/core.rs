@@ -36,6 +36,9 @@ pub(super) struct SpareFile {
     pub(super) allocated: u64,
 }
 
+/// How long a record may have been under way before it was appended, in milliseconds, for its timestamp to count.
+const LATE_MS: i64 = 60 * 60 * 1000;
+
 pub(super) const SPARE_NAME: &str = "next.log";
 
 #[derive(Debug)]
@@ -55,6 +58,8 @@ pub(super) struct LogCore {
     /// Shared with the reads that walk it.
     pub(super) raft: Arc<RaftMap>,
     pub(super) producers: ProducerTable,
+    /// Below this offset only the newest record of each key is left, of those below it.
+    pub(super) compacted_to: Offset,
 }
 
 /// Why a truncation or the search it needs did not work.
@@ -86,6 +91,7 @@ impl LogCore {
             vote: None,
             raft: Arc::default(),
             producers: ProducerTable::default(),
+            compacted_to: Offset::ZERO,
         }
     }
 
@@ -99,6 +105,31 @@ impl LogCore {
 
     pub(super) fn size_bytes(&self) -> u64 {
         self.segments().map(|segment| segment.len()).sum()
+    }
+
+    /// When a closed segment's newest record was made, in milliseconds since the epoch. A timestamp is the producer's word: it
+    /// counts where it lies between the segment's first append and its close, by this node's clock; a little before counts as
+    /// the first append, and anything else, or none, as the close. So no bad clock keeps a segment for ever, or lets it go early.
+    pub(super) fn newest_ms(&self, at: usize) -> i64 {
+        let Some(ClosedSegment { segment, .. }) = self.closed.get(at) else {
+            return i64::MAX;
+        };
+        let next = match self.closed.get(at + 1) {
+            Some(next) => Some(&next.segment),
+            None => self.active.as_ref().map(|active| &active.segment),
+        };
+        let created_ms = segment.created.get();
+        let closed_ms = match next {
+            Some(next) => next.created.get(),
+            None => created_ms.saturating_add_unsigned(self.config.segment_ms),
+        };
+        let newest_ms = segment.newest().get();
+        let trusted = created_ms.saturating_sub(LATE_MS)..=closed_ms;
+        if trusted.contains(&newest_ms) {
+            newest_ms.max(created_ms)
+        } else {
+            closed_ms
+        }
     }
 
     pub(super) fn next_index(&self) -> RaftIndex {
@@ -319,6 +350,7 @@ impl LogCore {
             self.producers = ProducerTable::default();
             self.start_offset = next_offset;
             self.end_offset = next_offset;
+            self.compacted_to = Offset::ZERO;
             if let Some((id, bytes)) = membership.cloned() {
                 let kind = ControlKind::Membership;
                 self.push_control(id, Control { kind, bytes });
@@ -346,13 +378,18 @@ impl LogCore {
         self.write_pending()?;
         let stays = |old: &&Arc<Segment>| !segments.iter().any(|new| Arc::ptr_eq(old, new));
         let gone = self.segments().filter(stays).cloned().collect();
-        let closed = segments.into_iter().map(|segment| ClosedSegment {
-            segment,
-            producers: None,
-            block_crcs: None,
+        let closed = segments.into_iter().map(|segment| {
+            // Kept segments too: what stands before them is another one's now, and may hold what they replace.
+            segment.set_compacted(None);
+            ClosedSegment {
+                segment,
+                producers: None,
+                block_crcs: None,
+            }
         });
         self.closed = closed.collect();
         self.active = None;
+        self.compacted_to = Offset::ZERO;
         self.start_offset = manifest.start_offset;
         self.end_offset = manifest.end_offset;
         self.last_purged = Some(manifest.last);
@@ -370,9 +407,12 @@ impl LogCore {
     /// Forgets terms and controls that neither Raft nor the walk of a segment can still ask for.
     fn forget_raft(&mut self) {
         let purged = self.last_purged.map_or(RaftIndex::default(), |id| id.index);
+        // The entries of the segments before that one are purged: nobody walks them any more.
         let first = self
             .segments()
-            .next()
+            .rev()
+            .find(|segment| segment.first_index <= purged)
+            .or_else(|| self.segments().next())
             .map_or(purged, |segment| segment.first_index);
         Arc::make_mut(&mut self.raft).forget_before(purged.min(first));
     }

@@ -90,7 +90,11 @@ impl PartitionLog {
             [head.freeze(), bytes]
         });
         let record = self.record(RecordKind::Purge, upto, next_offset, payload);
-        self.submit_cut(&mut inner, record, &gone)
+        self.submit_cut(&mut inner, record, &gone)?;
+        if inner.core.config.cleanup.compact {
+            self.context.wake_compactor();
+        }
+        Ok(())
     }
 
     /// Makes `before` the first offset served, and deletes the closed segments that lie wholly below it.

@@ -137,6 +137,8 @@ fn named(segment: ManifestSegment, generation: u32) -> SegmentState {
         bytes: segment.bytes,
         created: segment.created,
         generation,
+        // What is dropped is the sender's to say no more: its tombstones are kept here as long as if they had just come.
+        compacted: None,
     }
 }
 

@@ -223,23 +223,8 @@ impl PartitionLog {
             inner.core.end_offset.since(inner.core.start_offset),
         );
         let mut point = None;
-        let mut later = inner.core.segments().skip(1);
-        for ClosedSegment { segment, .. } in &inner.core.closed {
-            // A timestamp is the producer's word: one from the future counts as of when the segment was closed, and where
-            // there is none at all, that counts too.
-            let closed_ms = later.next().map_or_else(
-                || {
-                    segment
-                        .created
-                        .get()
-                        .saturating_add_unsigned(inner.core.config.segment_ms)
-                },
-                |next| next.created.get(),
-            );
-            let newest_ms = Some(segment.newest().get()).filter(|newest| *newest >= 0);
-            let age_ms = now
-                .get()
-                .saturating_sub(newest_ms.map_or(closed_ms, |newest| newest.min(closed_ms)));
+        for (at, ClosedSegment { segment, .. }) in inner.core.closed.iter().enumerate() {
+            let age_ms = now.get().saturating_sub(inner.core.newest_ms(at));
             let too_old = policy
                 .max_age_ms
                 .is_some_and(|most| age_ms > 0 && age_ms as u64 > most);
@@ -259,8 +244,8 @@ impl PartitionLog {
         point
     }
 
-    /// Closes the active segment where its first record was appended `segment.ms` ago or longer, so that retention can
-    /// reach it.
+    /// Closes the active segment where its first record was appended `segment.ms` ago or longer (`max.compaction.lag.ms`, where
+    /// that is less and the topic is compacted), so that retention and compaction can reach it.
     ///
     /// # Errors
     /// Where the partition or the store has failed.
@@ -268,7 +253,11 @@ impl PartitionLog {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
         inner.check_taking()?;
-        let most = inner.core.config.segment_ms;
+        let config = &inner.core.config;
+        let most = match config.cleanup.compact {
+            true => config.segment_ms.min(config.max_compaction_lag_ms),
+            false => config.segment_ms,
+        };
         let reserved = inner.reserved_bytes;
         let due = inner.core.active.as_ref().is_some_and(|active| {
             let age_ms = now.get().saturating_sub(active.segment.created.get());
@@ -357,6 +346,7 @@ impl Inner {
             terms: core.raft.terms().to_vec(),
             controls: core.raft.controls().clone(),
             segments,
+            compacted_to: core.compacted_to,
         }
     }
 }

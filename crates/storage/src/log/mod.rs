@@ -3,6 +3,7 @@
 mod active;
 mod append;
 mod check;
+mod compact;
 mod copied;
 mod core;
 mod cut;
@@ -24,6 +25,7 @@ mod scan;
 mod seal;
 mod segment;
 mod state;
+mod switch;
 mod types;
 mod wounds;
 
@@ -54,6 +56,7 @@ pub use self::{
 };
 pub(crate) use self::{
     append::is_full,
+    compact::{Pass, PassError, Plan},
     damage::read_mark,
     index::{ENTRY_LEN, decode as decode_index_entry},
     maintain::Captured,

@@ -76,6 +76,12 @@ impl ProducerTable {
         })
     }
 
+    /// Where the batches begin that are remembered, in no order.
+    pub(super) fn base_offsets(&self) -> Vec<Offset> {
+        let batches = self.producers.values().flat_map(|state| &state.batches);
+        batches.map(|batch| batch.base_offset).collect()
+    }
+
     /// All producers, in the order of their ids.
     pub(crate) fn tails(&self) -> Vec<(ProducerId, ProducerTail)> {
         let mut ids: Vec<_> = self.producers.keys().copied().collect();

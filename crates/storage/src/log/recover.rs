@@ -93,6 +93,7 @@ impl RecoveringLog {
         core.last_purged = state.last_purged;
         core.last = state.last;
         core.vote = state.vote;
+        core.compacted_to = state.compacted_to;
         core.raft = Arc::new(RaftMap::from_parts(state.terms, state.controls));
         self.applied = (state.applied, state.membership);
         self.lsn = state.lsn;
@@ -139,8 +140,11 @@ impl RecoveringLog {
             return Err((path, "the seal is another segment's".to_owned()));
         }
         let log = path.with_extension("log");
-        Segment::open_sealed(disk, log.clone(), (state.first.term, state.created), seal)
-            .map_err(|error| (log, error.to_string()))
+        let segment =
+            Segment::open_sealed(disk, log.clone(), (state.first.term, state.created), seal)
+                .map_err(|error| (log, error.to_string()))?;
+        segment.set_compacted(state.compacted);
+        Ok(segment)
     }
 
     fn load_unsealed(&self, state: &SegmentState) -> Result<Segment, (PathBuf, String)> {

@@ -18,7 +18,7 @@ use super::{
     index::{ENTRY_LEN, IndexEntry, SparseIndex, UNKNOWN_RAFT_INDEX},
     scan::Scan,
     seal::{BLOCK_BYTES, Seal},
-    state::SegmentState,
+    state::{Compacted, SegmentState},
 };
 use crate::io::{Disk, DiskFile, OpenMode};
 
@@ -42,8 +42,8 @@ impl From<io::Error> for SegmentError {
 /// The path of a segment's file with an ending: `log`, `index`, `seal`, `producers`.
 ///
 /// The name carries the term of the segment's first entry behind its base offset: after a truncation another segment may
-/// begin at the same offset, in a later term, while a checkpoint still names the old one. One that came from another replica
-/// may begin like one that is here: its name carries a generation, too (see [`SegmentState::path`](super::SegmentState::path)).
+/// begin at the same offset, in a later term, while a checkpoint still names the old one. One that came from another
+/// replica, or that compaction wrote, may begin like one that is here: its name carries a generation, too (see [`SegmentState::path`](super::SegmentState::path)).
 pub(crate) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -> PathBuf {
     dir.join(format!("{:020}-{}.{ending}", base.get(), term))
 }
@@ -63,11 +63,12 @@ pub(crate) struct Segment {
     pub(super) base: Offset,
     /// The term of the first batch.
     pub(super) term: Term,
-    /// The Raft index of the first batch.
+    /// The Raft index of the first batch, as it was appended.
     pub(super) first_index: RaftIndex,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) created: TimestampMs,
+    compacted: Mutex<Option<Compacted>>,
     len: AtomicU64,
     next_offset: AtomicU64,
     newest: AtomicI64,
@@ -92,6 +93,7 @@ impl Segment {
             path,
             file,
             created,
+            compacted: Mutex::new(None),
             len: AtomicU64::new(0),
             next_offset: AtomicU64::new(base.get()),
             newest: AtomicI64::new(TimestampMs::NONE.get()),
@@ -161,6 +163,36 @@ impl Segment {
         Ok(segment)
     }
 
+    /// As a checkpoint keeps it.
+    pub(super) fn state(&self) -> SegmentState {
+        SegmentState {
+            base: self.base,
+            next_offset: self.next_offset(),
+            first: LogId {
+                term: self.term,
+                index: self.first_index,
+            },
+            sealed: self.is_sealed(),
+            bytes: self.len(),
+            created: self.created,
+            generation: self.generation(),
+            compacted: self.compacted(),
+        }
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        name.map_or(0, generation_of)
+    }
+
+    pub(super) fn compacted(&self) -> Option<Compacted> {
+        *self.compacted.lock()
+    }
+
+    pub(super) fn set_compacted(&self, compacted: Option<Compacted>) {
+        *self.compacted.lock() = compacted;
+    }
+
     /// Whether the last checkpoint may name this segment as it was before it was cut: it is not to be sealed then, since the
     /// seal would not fit what a start after a crash is told.
     pub(super) fn is_newly_cut(&self) -> bool {
@@ -191,27 +223,6 @@ impl Segment {
 
     pub(super) fn records(&self) -> u64 {
         self.next_offset().since(self.base)
-    }
-
-    /// As a checkpoint keeps it.
-    pub(super) fn state(&self) -> SegmentState {
-        SegmentState {
-            base: self.base,
-            next_offset: self.next_offset(),
-            first: LogId {
-                term: self.term,
-                index: self.first_index,
-            },
-            sealed: self.is_sealed(),
-            bytes: self.len(),
-            created: self.created,
-            generation: self.generation(),
-        }
-    }
-
-    fn generation(&self) -> u32 {
-        let name = self.path.file_name().and_then(|name| name.to_str());
-        name.map_or(0, generation_of)
     }
 
     /// One number for all its bytes, where it is sealed.
@@ -289,8 +300,13 @@ impl Segment {
     /// Checks a sealed segment's blocks from `position`, where one begins, for about `len` bytes, without mapping them; how
     /// many bytes that were.
     pub(super) fn scrub(&self, position: u64, len: usize) -> Result<usize, SegmentError> {
+        self.copied(position, len).map(|bytes| bytes.len())
+    }
+
+    /// The bytes of a sealed segment from `position` on, up to the end of a block: about `len`, checked, copied and not mapped.
+    pub(super) fn copied(&self, position: u64, len: usize) -> Result<Bytes, SegmentError> {
         let Some(seal) = self.seal.get() else {
-            return Ok(0);
+            return Ok(Bytes::new());
         };
         let range = seal.blocks_around(Position::new(position), len);
         let mut blocks = vec![0; range.end.saturating_sub(range.start) as usize];
@@ -301,7 +317,7 @@ impl Segment {
                 detail: format!("it can't be read: {error}"),
             })?;
         self.check_blocks(seal, range.start, &blocks)?;
-        Ok(blocks.len())
+        Ok(Bytes::from(blocks).slice((position - range.start) as usize..))
     }
 
     fn check_blocks(&self, seal: &Seal, start: u64, blocks: &[u8]) -> Result<(), SegmentError> {

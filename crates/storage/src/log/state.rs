@@ -8,8 +8,11 @@
 //! | terms: count u32, each term u64, first index u64
 //! | controls: count u32, each index u64, kind u8, length u32, bytes
 //! | segments: count u32, each base u64, next offset u64, first batch's term u64 and Raft index u64, sealed u8, bytes u64,
-//!   created i64, generation u32 (absent in format 1: 0)
+//!   created i64, generation u32, compacted: 1 byte (0 or 1), at i64, tombstones u64
+//! | compacted up to u64
 //! ```
+//!
+//! Format 1 had no generation, formats 1 and 2 nothing about compaction.
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +30,16 @@ use super::{
 };
 use crate::wal::Lsn;
 
+/// What compaction knows of a segment in which, and before which, it has left only the newest record of each key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Compacted {
+    /// When that was first so: from then on, nobody who reads from the start needs the tombstones for longer than
+    /// `delete.retention.ms`.
+    pub(crate) at: TimestampMs,
+    /// How many tombstones there are still.
+    pub(crate) tombstones: u64,
+}
+
 /// A segment as a checkpoint found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentState {
@@ -39,6 +52,7 @@ pub(crate) struct SegmentState {
     pub(crate) created: TimestampMs,
     /// Told apart by it from others that begin at the same offset in the same term; 0 for what was appended here.
     pub(crate) generation: u32,
+    pub(crate) compacted: Option<Compacted>,
 }
 
 impl SegmentState {
@@ -56,7 +70,7 @@ impl SegmentState {
 }
 
 /// What [`PartitionState::encode`] writes. A state file and a record of the write-ahead log that hold states carry it.
-pub(crate) const STATE_FORMAT: u32 = 2;
+pub(crate) const STATE_FORMAT: u32 = 3;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PartitionState {
@@ -74,6 +88,8 @@ pub(crate) struct PartitionState {
     pub(crate) terms: Vec<(Term, RaftIndex)>,
     pub(crate) controls: BTreeMap<RaftIndex, Control>,
     pub(crate) segments: Vec<SegmentState>,
+    /// See [`super::core::LogCore`].
+    pub(crate) compacted_to: Offset,
 }
 
 impl PartitionState {
@@ -118,10 +134,17 @@ impl PartitionState {
             out.put_u64_le(segment.bytes);
             out.put_i64_le(segment.created.get());
             out.put_u32_le(segment.generation);
+            out.put_u8(u8::from(segment.compacted.is_some()));
+            let (at, tombstones) = segment.compacted.map_or((0, 0), |compacted| {
+                (compacted.at.get(), compacted.tombstones)
+            });
+            out.put_i64_le(at);
+            out.put_u64_le(tombstones);
         }
+        out.put_u64_le(self.compacted_to.get());
     }
 
-    /// Takes one state, in the given format, off the front of `bytes`, which a checksum has vouched for.
+    /// Takes one state of a format up to the newest off the front of `bytes`, which a checksum has vouched for.
     pub(crate) fn decode(bytes: &mut Bytes, format: u32) -> Result<Self, TryGetError> {
         let mut topic = [0; 16];
         bytes.try_copy_to_slice(&mut topic)?;
@@ -168,21 +191,41 @@ impl PartitionState {
             );
         }
         for _ in 0..bytes.try_get_u32_le()? {
-            state.segments.push(SegmentState {
-                base: Offset::new(bytes.try_get_u64_le()?),
-                next_offset: Offset::new(bytes.try_get_u64_le()?),
-                first: LogId::new(bytes.try_get_u64_le()?, bytes.try_get_u64_le()?),
-                sealed: bytes.try_get_u8()? == 1,
-                bytes: bytes.try_get_u64_le()?,
-                created: TimestampMs::new(bytes.try_get_i64_le()?),
-                generation: match format {
-                    1 => 0,
-                    _ => bytes.try_get_u32_le()?,
-                },
-            });
+            state.segments.push(get_segment(bytes, format)?);
+        }
+        if format > 2 {
+            state.compacted_to = Offset::new(bytes.try_get_u64_le()?);
         }
         Ok(state)
     }
+}
+
+fn get_segment(bytes: &mut Bytes, format: u32) -> Result<SegmentState, TryGetError> {
+    Ok(SegmentState {
+        base: Offset::new(bytes.try_get_u64_le()?),
+        next_offset: Offset::new(bytes.try_get_u64_le()?),
+        first: LogId::new(bytes.try_get_u64_le()?, bytes.try_get_u64_le()?),
+        sealed: bytes.try_get_u8()? == 1,
+        bytes: bytes.try_get_u64_le()?,
+        created: TimestampMs::new(bytes.try_get_i64_le()?),
+        generation: match format {
+            1 => 0,
+            _ => bytes.try_get_u32_le()?,
+        },
+        compacted: match format {
+            1 | 2 => None,
+            _ => get_compacted(bytes)?,
+        },
+    })
+}
+
+fn get_compacted(bytes: &mut Bytes) -> Result<Option<Compacted>, TryGetError> {
+    let present = bytes.try_get_u8()? == 1;
+    let compacted = Compacted {
+        at: TimestampMs::new(bytes.try_get_i64_le()?),
+        tombstones: bytes.try_get_u64_le()?,
+    };
+    Ok(present.then_some(compacted))
 }
 
 pub(super) fn put_log_id(out: &mut Vec<u8>, id: Option<LogId>) {

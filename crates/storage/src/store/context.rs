@@ -16,7 +16,11 @@ use prometheus_client::{
 };
 use quipu_model::{PartitionKey, Position};
 
-use super::{StoreConfig, housekeeper::Task};
+use super::{
+    StoreConfig,
+    compactor::{Compacting, CompactionMetrics},
+    housekeeper::Task,
+};
 use crate::{
     io::{Clock, Disk, DiskFile, Workers, Working},
     wal::{StorageFailure, Wal, stopped},
@@ -32,6 +36,8 @@ pub(crate) struct Context {
     pub(super) metrics: StoreMetrics,
     /// The housekeeper, and the way to it.
     pub(super) tasks: OnceLock<(mpsc::Sender<Task>, Arc<dyn Working>)>,
+    /// The worker that compacts.
+    pub(super) compacting: OnceLock<Compacting>,
     /// Whether a checkpoint was asked for and has not begun.
     pub(super) checkpoint_asked: AtomicBool,
     /// Held by the one checkpoint that runs: two could write their states in the wrong order.
@@ -88,8 +94,18 @@ impl Context {
         }
     }
 
-    /// Lets the housekeeper finish what it has, and ends it.
-    pub(super) fn stop_housekeeper(&self) {
+    /// There may be something to compact.
+    pub(crate) fn wake_compactor(&self) {
+        if let Some(compacting) = self.compacting.get() {
+            compacting.wake();
+        }
+    }
+
+    /// Ends the compactor, and the housekeeper once it has finished what it has.
+    pub(super) fn stop_workers(&self) {
+        if let Some(compacting) = self.compacting.get() {
+            compacting.stop();
+        }
         self.give(Task::Stop);
         if let Some((_, housekeeper)) = self.tasks.get() {
             housekeeper.join();
@@ -116,6 +132,7 @@ impl Context {
 pub(super) struct StoreMetrics {
     pub(super) checkpoints: Counter,
     pub(super) checkpoint_seconds: Histogram,
+    pub(super) compaction: CompactionMetrics,
 }
 
 impl StoreMetrics {
@@ -124,6 +141,7 @@ impl StoreMetrics {
         Self {
             checkpoints: Counter::default(),
             checkpoint_seconds: Histogram::new(buckets),
+            compaction: CompactionMetrics::default(),
         }
     }
 
@@ -139,5 +157,6 @@ impl StoreMetrics {
             Unit::Seconds,
             self.checkpoint_seconds.clone(),
         );
+        self.compaction.register(registry);
     }
 }

@@ -2,6 +2,7 @@
 
 mod ballast;
 mod checkpoint;
+mod compactor;
 mod context;
 mod error;
 mod format;
@@ -52,6 +53,11 @@ pub struct StoreConfig {
     pub scrub_interval: Duration,
     /// How many bytes a second the scrub reads while it has something to read; 0 turns it off.
     pub scrub_bytes_per_second: u64,
+    /// How many bytes a second compaction reads and writes, together, while it has something to do; 0 turns it off.
+    pub compaction_bytes_per_second: u64,
+    /// How many bytes the table of keys may take with which compaction works. Partitions with more new keys (20 bytes each, and a
+    /// ninth more) are compacted in more passes.
+    pub compaction_memory_bytes: usize,
 }
 
 impl Default for StoreConfig {
@@ -63,6 +69,8 @@ impl Default for StoreConfig {
             cached_bytes: 512 << 20,
             scrub_interval: Duration::from_secs(24 * 60 * 60),
             scrub_bytes_per_second: 8 << 20,
+            compaction_bytes_per_second: 32 << 20,
+            compaction_memory_bytes: 56_000_000,
         }
     }
 }
@@ -130,7 +138,7 @@ impl Store {
     /// # Errors
     /// Where the store has failed.
     pub fn close(&self) -> Result<(), StorageFailure> {
-        self.context.stop_housekeeper();
+        self.context.stop_workers();
         let checkpointed = self.checkpoint();
         self.end_logs();
         let closed = self.context.wal.close();
@@ -162,7 +170,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.context.stop_housekeeper();
+        self.context.stop_workers();
         // The lock goes last: handles that live on must not write into a directory that another process has opened.
         self.end_logs();
         self.context.wal.abandon();

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use quipu_model::{PartitionId, PartitionKey, TopicConfig, TopicId};
 
 use super::{
-    Context, OpenError, PartitionDamage, Store, StoreConfig,
+    Context, OpenError, PartitionDamage, Store, StoreConfig, compactor,
     context::StoreMetrics,
     format::{self, FORMAT_FILE, RAFT_STATE_FILE, io_error},
     housekeeper,
@@ -135,6 +135,7 @@ impl UnrecoveredStore {
             config: self.config,
             metrics: StoreMetrics::new(),
             tasks: OnceLock::new(),
+            compacting: OnceLock::new(),
             checkpoint_asked: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
         });
@@ -154,6 +155,7 @@ impl UnrecoveredStore {
         };
         let partitions = Arc::new(RwLock::new(logs));
         housekeeper::start(&context, &partitions)
+            .and_then(|()| compactor::start(&context, &partitions))
             .map_err(|error| io_error("starting", "a thread", error))?;
         let store = Store {
             context,

@@ -1,0 +1,74 @@
+//! Compacted segments take others' places.
+
+use std::sync::Arc;
+
+use quipu_model::Offset;
+
+use super::{
+    PartitionLog, compact::PassError, core::ClosedSegment, cut::files_of, segment::Segment,
+    state::Compacted,
+};
+
+impl PartitionLog {
+    /// Lets a sealed segment take the places of closed ones that stand one behind the other. Readers that have one of these go on
+    /// with it. The next checkpoint makes it durable, and removes the others' files.
+    pub(super) fn switch(
+        &self,
+        members: &[Arc<Segment>],
+        segment: Arc<Segment>,
+    ) -> Result<(), PassError> {
+        let mut inner = self.inner.lock();
+        inner.check_taking()?;
+        let closed = &mut inner.core.closed;
+        let start = closed
+            .iter()
+            .position(|closed| Some(&closed.segment.base) == members.first().map(|m| &m.base))
+            .ok_or(PassError::Changed)?;
+        let range = start..start + members.len();
+        let there = closed.get(range.clone()).ok_or(PassError::Changed)?;
+        let same = there
+            .iter()
+            .zip(members)
+            .all(|(closed, member)| Arc::ptr_eq(&closed.segment, member));
+        if !same {
+            return Err(PassError::Changed);
+        }
+        let switched = ClosedSegment {
+            segment,
+            producers: None,
+            block_crcs: None,
+        };
+        closed.splice(range, [switched]);
+        inner.obsolete.extend(files_of(members));
+        inner.captured = None;
+        drop(inner);
+        self.context.request_checkpoint();
+        Ok(())
+    }
+
+    /// Notes that a segment has nothing that a pass takes away.
+    pub(super) fn note_compacted(
+        &self,
+        segment: &Arc<Segment>,
+        compacted: Compacted,
+    ) -> Result<(), PassError> {
+        let mut inner = self.inner.lock();
+        inner.check_taking()?;
+        let holds = |closed: &ClosedSegment| Arc::ptr_eq(&closed.segment, segment);
+        if !inner.core.closed.iter().any(holds) {
+            return Err(PassError::Changed);
+        }
+        segment.set_compacted(Some(compacted));
+        inner.captured = None;
+        Ok(())
+    }
+
+    /// Notes how far a pass went that has done all it was to.
+    pub(super) fn note_compacted_to(&self, to: Offset) -> Result<(), PassError> {
+        let mut inner = self.inner.lock();
+        inner.check_taking()?;
+        inner.core.compacted_to = inner.core.compacted_to.max(to);
+        inner.captured = None;
+        Ok(())
+    }
+}
