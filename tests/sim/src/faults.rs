@@ -68,8 +68,7 @@ pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
     loop {
         tokio::time::sleep(luck.millis(200..6000)).await;
         let fault = draw(&mut luck);
-        let node = *luck.pick(&cluster.nodes);
-        let other = *luck.pick(&cluster.nodes);
+        let (node, other) = (pick(&cluster, &mut luck), pick(&cluster, &mut luck));
         let lasts = luck.millis(200..9000) * if luck.per_mille(80) { 6 } else { 1 };
         let number = luck.next();
         note!(
@@ -86,6 +85,17 @@ pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
         tokio::spawn(async move {
             inflict(&cluster, fault, (node, other), lasts, number).await;
         });
+    }
+}
+
+/// Mostly a node on which something goes on.
+fn pick(cluster: &Cluster, luck: &mut Luck) -> NodeId {
+    let key = *luck.pick(&cluster.keys);
+    let replicas = cluster.placement.replicas(key);
+    if luck.per_mille(850) && !replicas.is_empty() {
+        *luck.pick(&replicas)
+    } else {
+        *luck.pick(&cluster.nodes)
     }
 }
 
