@@ -169,7 +169,7 @@ async fn power_cut(cluster: &Cluster, lasts: Duration, number: u64) {
     for (n, node) in cluster.nodes.iter().enumerate() {
         // They come back one after the other.
         let (cluster, node) = (cluster.clone(), *node);
-        let after = Duration::from_millis((number >> (n * 12)) & 0x7ff);
+        let after = Duration::from_millis(number.rotate_right(12 * n as u32) & 0x7ff);
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
             cluster.start(node).await;
