@@ -34,8 +34,8 @@ use clap::Parser;
 
 use crate::{mutants::Mutant, run::Plan};
 
-/// Where partitions move to that may not come back.
-const SPARE_NODES: u64 = 6;
+/// Where partitions move to, and come back from.
+const SPARE_NODES: u64 = 2;
 
 /// Simulates clusters.
 #[derive(Clone, Debug, Parser)]
@@ -62,9 +62,6 @@ struct Options {
     /// Runs with code that is wrong on purpose.
     #[arg(long, value_enum)]
     mutant: Option<Mutant>,
-    /// Lets partitions also move back to nodes that had them before, whose new replicas begin without files.
-    #[arg(long)]
-    returns: bool,
     /// Runs every mutant until it is caught, for up to `--seeds` seeds each.
     #[arg(long)]
     mutants: bool,
@@ -82,13 +79,12 @@ impl Options {
         let replicas = self.replicas.unwrap_or(replicas);
         Plan {
             seed,
-            nodes: replicas + if self.returns { 1 } else { SPARE_NODES },
+            nodes: replicas + SPARE_NODES,
             replicas: replicas as usize,
             partitions: self.partitions,
             producers: self.producers,
             faulty: Duration::from_secs_f64(self.minutes_each * 60.0),
             mutant: self.mutant,
-            returns: self.returns,
             print: self.print,
         }
     }

@@ -50,6 +50,8 @@ pub(crate) enum Mutant {
     SkipsTheJointStep,
     /// A replica that was removed goes on.
     StaysBehind,
+    /// A replica that comes back to a node that it left knows nothing of that.
+    ReturnsAsBefore,
     /// A replica that lost its files says that it has what it had.
     ClaimsItsOldLog,
     /// Leadership is handed over to a replica that lacks entries.
@@ -98,6 +100,8 @@ impl Mutant {
             Self::FinishesUnmoved => &["agreed", "acknowledged", "progress"],
             Self::SkipsTheJointStep => &["configurations"],
             Self::StaysBehind => &["removed"],
+            // It votes for who missed its moves, or leads itself.
+            Self::ReturnsAsBefore => &["acknowledged", "one-leader", "unchanged", "high-watermark"],
             // A leader that takes a claim for true sends what comes after it, and is refused.
             Self::ClaimsItsOldLog => &[
                 "acknowledged",

@@ -307,6 +307,10 @@ impl Growing {
             let Ok(headers) = growing.check(&batch, wanted, last) else {
                 break;
             };
+            // Written again: where a sync failed before this process began, the system may show what the disk does not have, and
+            // say of the next sync that all is well.
+            file.write_at(Position::new(growing.segment.len()), &[&batch])
+                .map_err(|error| failed(log, "write", &path, error))?;
             growing.note(&batch, &headers);
         }
         Ok(growing)

@@ -93,6 +93,7 @@ impl RecoveringLog {
         core.last_purged = state.last_purged;
         core.last = state.last;
         core.vote = state.vote;
+        core.votes_from = state.votes_from;
         core.raft = Arc::new(RaftMap::from_parts(state.terms, state.controls));
         self.applied = (state.applied, state.membership);
         self.lsn = state.lsn;
@@ -239,6 +240,7 @@ impl RecoveringLog {
                 self.core.vote = Some(
                     decode_vote(id.term, payload).ok_or_else(|| bad("a vote record cut short"))?,
                 );
+                self.core.votes_from = id.index;
                 Ok(())
             }
             RecordKind::Truncate => {
@@ -297,8 +299,10 @@ impl RecoveringLog {
         self.core.closed.clear();
         self.core.active = None;
         let here = (self.core.config.segment_bytes, self.core.vote, self.lsn);
+        let votes_from = self.core.votes_from;
         self.load(state);
         (self.core.config.segment_bytes, self.core.vote, self.lsn) = here;
+        self.core.votes_from = votes_from;
     }
 
     /// Whatever stands before is void.
