@@ -32,15 +32,16 @@ clean_up() {
 }
 trap clean_up EXIT
 
-address() { echo "127.0.0.1:$((port + 2 * $1))"; }
-http_address() { echo "127.0.0.1:$((port + 2 * $1 + 1))"; }
+address() { echo "127.0.0.1:$((port + 3 * $1))"; }
+http_address() { echo "127.0.0.1:$((port + 3 * $1 + 1))"; }
+kafka_address() { echo "127.0.0.1:$((port + 3 * $1 + 2))"; }
 
 # start_node N MEMBERSHIP...: starts a broker.
 start_node() {
   local node=$1
   shift
   "$quipu" server --node-id "$node" --data-dir "$data/$node" "$@" --grpc-listen "$(address "$node")" \
-    --http-listen "$(http_address "$node")" >>"$data/$node.log" 2>&1 &
+    --http-listen "$(http_address "$node")" --kafka-listen "$(kafka_address "$node")" >>"$data/$node.log" 2>&1 &
   pids[$node]=$!
 }
 
@@ -49,18 +50,19 @@ start_cluster() {
   local node voters=
   for node in "$@"; do voters+=${voters:+,}$node@$(address "$node"); done
   for node in "$@"; do start_node "$node" --voters "$voters"; done
-  for node in "$@"; do until is_ready "$node"; do sleep 0.05; done; done
+  for node in "$@"; do until is_ready "$node"; do must_run "$node"; sleep 0.05; done; done
 }
 
-is_ready() {
-  local status=
-  kill -0 "${pids[$1]}" || { tail -n 20 "$data/$1.log" >&2; exit 1; }
-  exec 3<>"/dev/tcp/127.0.0.1/$((port + 2 * $1 + 1))" || return 1
+must_run() {
+  kill -0 "${pids[$1]}" 2>/dev/null || { tail -n 20 "$data/$1.log" >&2; exit 1; }
+}
+
+# In a shell of its own, for a connection that is refused ends it.
+is_ready() (
+  exec 3<>"/dev/tcp/127.0.0.1/$((port + 3 * $1 + 1))"
   printf 'GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
-  read -r _ status _ <&3 || true
-  exec 3>&-
-  [ "$status" = 200 ]
-} 2>/dev/null
+  read -r _ status _ <&3 && [ "$status" = 200 ]
+) 2>/dev/null
 
 # ticks PID: processor time used, user and system, in hundredths of a second.
 ticks() { sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'; }

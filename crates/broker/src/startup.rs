@@ -4,7 +4,7 @@ use std::{collections::HashSet, io, net::SocketAddr, path::PathBuf, sync::Arc, t
 
 use quipu_model::{NodeId, TopicConfig};
 use quipu_proto::peer::v1::RegisterNode;
-use quipu_replication::{Partition, Replicator};
+use quipu_replication::{Origin, Partition, Replicator};
 use quipu_storage::{OpenError, PartitionDamage};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
@@ -200,7 +200,11 @@ impl Startup {
         let topic = image.topic_by_id(MetadataImage::TOPIC_ID);
         let config = topic.map_or_else(TopicConfig::default, |topic| topic.config.clone());
         let founders = self.place.founders();
-        let starting = self.replicator.start(METADATA_KEY, &founders, config);
+        let origin = match &*founders {
+            [] => Origin::Joiner(None),
+            founders => Origin::Founder(founders),
+        };
+        let starting = self.replicator.start(METADATA_KEY, origin, config);
         let partition = starting.await.map_err(BrokerError::from)?;
         if !self.place.is_alone() {
             partition.wait_sound().await;
@@ -233,7 +237,7 @@ impl Startup {
             metadata: Arc::clone(&core.metadata),
             stop: core.serving.clone(),
             reconciled: watch::Sender::default(),
-            caught_up: false.into(),
+            caught_up: watch::Sender::new(false),
             watcher: Arc::new(watcher),
         })
     }

@@ -209,22 +209,27 @@ impl Cluster {
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        let mut last = Error::invalid("no broker address was given");
+        let mut told = None;
         for (place, address) in self.in_turn() {
             // A node that does not answer is not asked first again: that may have taken seconds.
             self.ask_first(place);
-            match self.call_at(&address, call).await {
+            let error = match self.call_at(&address, call).await {
                 Ok(response) => return Ok(response),
-                Err(error) => last = error,
-            }
-            if let Some(leader) = last.leader() {
+                Err(error) => error,
+            };
+            if let Some(leader) = error.leader() {
                 return self.call_at(leader, call).await;
             }
-            if last.reason() != crate::Reason::Unreachable && !may_be_repeated(&last) {
-                break;
+            let unreachable = error.reason() == crate::Reason::Unreachable;
+            if !unreachable && !may_be_repeated(&error) {
+                return Err(error);
+            }
+            // What one says tells more than that another was not reached.
+            if told.is_none() || !unreachable {
+                told = Some(error);
             }
         }
-        Err(last)
+        Err(told.unwrap_or_else(|| Error::invalid("no broker address was given")))
     }
 
     pub(crate) async fn describe_topic(&self, topic: &str) -> Result<v1::DescribeTopicResponse> {

@@ -64,6 +64,9 @@ impl Inner {
     /// How many of the other voters ask for votes before this replica does; `None` where it has no vote. All reckon alike, and
     /// not the same one comes first in every partition.
     fn turn_after(&self, node: NodeId) -> Option<u32> {
+        if !self.group.log.may_vote() {
+            return None;
+        }
         let members = self.members.borrow();
         let others: Vec<_> = members.voters.iter().filter(|v| **v != node).collect();
         let own = others.iter().position(|voter| **voter == self.group.node)?;

@@ -33,7 +33,7 @@ mod type_config;
 mod tests;
 
 pub use error::{Acks, AppendError, Appended};
-pub use members::{FollowerProgress, Leadership, Members};
+pub use members::{FollowerProgress, Leadership, Members, Settled};
 pub use network::{
     AppendAnswers, AppendRequest, AppendResponse, Called, CopyRequest, CopyResponse, NoPeers,
     SleepRequest, SleepResponse, SnapshotRequest, SnapshotResponse, TransferRequest,
@@ -44,4 +44,4 @@ pub use parts::{
     AppendOutcome, AppendParts, BadMessage, SleepOutcome, SleepParts, SnapshotParts,
     TransferOutcome, TransferParts, VoteOutcome, VoteParts,
 };
-pub use replicator::Replicator;
+pub use replicator::{Origin, Replicator};

@@ -11,7 +11,7 @@ use openraft::{
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
     metrics::RaftServerMetrics,
 };
-use quipu_model::{LeaderEpoch, NodeId, RaftIndex};
+use quipu_model::{LeaderEpoch, NodeId, RaftIndex, Vote};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -54,6 +54,15 @@ impl Members {
     }
 }
 
+/// A point in a group's history at which its members were those that were wanted, and everybody else was out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The leader that saw it. Whoever does not know of it can only have led before, in a lower term.
+    pub leader: Vote,
+    /// The committed entry that says who the members are. Whoever does not know of it has a log that ends before.
+    pub index: RaftIndex,
+}
+
 /// How far another member got, as its leader knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FollowerProgress {
@@ -85,6 +94,33 @@ impl Partition {
     /// The group's members, as they change.
     pub fn members(&self) -> watch::Receiver<Members> {
         self.inner().members.subscribe()
+    }
+
+    /// On the leader: where it stands once no change of members is under way.
+    ///
+    /// # Errors
+    /// Where it does not lead, or one is still under way when the time is up.
+    pub async fn settled(&self, timeout: Duration) -> Result<Settled, AppendError> {
+        let (mut running, _) = self.leading()?;
+        let settling = async {
+            while is_changing(&running.server.borrow_watched()) {
+                if running.server.changed().await.is_err() {
+                    return Err(self.lost(Loss::Stopped));
+                }
+            }
+            let term = running.leading().map_err(|other| self.not_leader(other))?;
+            let members = *running.server.borrow_watched().membership_config.log_id();
+            Ok(Settled {
+                leader: Vote {
+                    term,
+                    node: running.node(),
+                    committed: true,
+                },
+                index: members.map_or(RaftIndex::default(), |id| RaftIndex::new(id.index)),
+            })
+        };
+        let settled = tokio::time::timeout(timeout, settling).await;
+        settled.unwrap_or(Err(AppendError::TimedOut(timeout)))
     }
 
     /// How far the other members got. Empty where this replica does not lead.

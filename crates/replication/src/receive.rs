@@ -87,7 +87,11 @@ impl Partition {
     /// A candidate asks for this replica's vote.
     pub async fn receive_vote(&self, request: VoteRequest) -> Result<VoteResponse, AppendError> {
         self.inner().wake();
-        let answer = self.raft()?.vote(request.0).await;
+        let running = self.running()?;
+        if !self.log().may_vote() {
+            return Ok(running.refusal().into());
+        }
+        let answer = running.raft.vote(request.0).await;
         answer.map(VoteResponse).map_err(failed)
     }
 
@@ -97,7 +101,7 @@ impl Partition {
         request: VoteRequest,
     ) -> Result<VoteResponse, AppendError> {
         let running = self.running()?;
-        if self.refuses_in_sleep(&running).await {
+        if !self.log().may_vote() || self.refuses_in_sleep(&running).await {
             return Ok(running.refusal().into());
         }
         let answer = running.raft.pre_vote(request.0).await;
@@ -126,6 +130,11 @@ impl Partition {
         request: TransferRequest,
     ) -> Result<TransferResponse, AppendError> {
         self.inner().wake();
+        if !self.log().may_vote() {
+            return Err(failed(
+                "it came back without its files, and lacks too much yet to lead",
+            ));
+        }
         let answer = self.raft()?.handle_transfer_leader(request.0).await;
         answer.map(TransferResponse).map_err(failed)
     }

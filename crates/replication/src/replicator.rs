@@ -9,8 +9,8 @@ use openraft::{
 use parking_lot::Mutex;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use quipu_model::{NodeId, PartitionKey, TopicConfig};
-use quipu_storage::{OpenError, ReserveError, Store};
-use tokio::time::Instant;
+use quipu_storage::{OpenError, PartitionLog, ReserveError, Store};
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     blocking::blocking,
@@ -19,6 +19,7 @@ use crate::{
     group::Group,
     keeper::keep,
     log_store::LogStore,
+    members::Settled,
     network::{Network, Transport},
     partition::{Inner, Partition, Replica},
     running::Running,
@@ -179,8 +180,7 @@ impl Replicator {
         );
     }
 
-    /// Starts the replica of a partition, creating its log where it is absent, and forms its group of `founders` where it
-    /// never was. Without founders the replica waits until a leader makes it a member. Where the partition is damaged, it is
+    /// Starts the replica of a partition, creating its log where it is absent. Where the partition is damaged, it is
     /// repaired first, and nothing is served meanwhile.
     ///
     /// # Errors
@@ -188,7 +188,7 @@ impl Replicator {
     pub async fn start(
         &self,
         key: PartitionKey,
-        founders: &[NodeId],
+        origin: Origin<'_>,
         config: TopicConfig,
     ) -> Result<Partition, AppendError> {
         let store = Arc::clone(&self.store);
@@ -203,6 +203,15 @@ impl Replicator {
             .await
             .map_err(|error| AppendError::Fatal(error.to_string()))?
             .map_err(|error: OpenError| self.not_opened(&error))?;
+        let founders = match origin {
+            Origin::Founder(founders) => founders,
+            Origin::Joiner(settled) => {
+                if let Some(settled) = settled {
+                    begin_anew(&log, settled).await?;
+                }
+                &[]
+            }
+        };
         let starter = Starter {
             network: Network {
                 log: Arc::clone(&log),
@@ -244,6 +253,33 @@ impl Replicator {
     }
 }
 
+/// How a replica that has no log yet comes to its group.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// It forms the group, of these, where it never was formed.
+    Founder(&'a [NodeId]),
+    /// It waits until a leader makes it a member. It may have been one before and have nothing left of that: what it promised
+    /// and stored then is forgotten. So it follows no leader from before the group last settled without it, and has no vote until
+    /// it has all up to there.
+    Joiner(Option<Settled>),
+}
+
+/// A log in which there is nothing learns of what came before.
+async fn begin_anew(log: &Arc<PartitionLog>, settled: Settled) -> Result<(), AppendError> {
+    if log.vote().is_some() || log.state().last.is_some() || log.damage().is_some() {
+        return Ok(());
+    }
+    let (tell, told) = oneshot::channel();
+    let done = Box::new(move |result| drop(tell.send(result)));
+    log.begin_anew(settled.leader, settled.index, done)
+        .map_err(|error| AppendError::Fatal(error.to_string()))?;
+    match told.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(failure)) => Err(failure.into()),
+        Err(_) => Err(AppendError::Fatal("the store was closed".to_owned())),
+    }
+}
+
 /// What it takes to start a group's replica, the first time and again.
 #[derive(Debug)]
 pub(crate) struct Starter {
@@ -264,18 +300,19 @@ impl Starter {
             self.founders.keys().copied().collect()
         };
         let alone = voters == [own];
+        let may_vote = group.log.may_vote();
         let raft = Raft::new(
             own,
             // Who does not vote needs no clock, and neither does a group of one: nobody else could be elected, and it asks
             // for its election below.
-            config(!alone && voters.contains(&own)).map_err(|e| e.to_string())?,
+            config(!alone && voters.contains(&own) && may_vote).map_err(|e| e.to_string())?,
             self.network.clone(),
             LogStore::new(Arc::clone(group), &membership),
             StateMachine::new(Arc::clone(group)),
         )
         .await
         .map_err(|e| e.to_string())?;
-        if formed && alone {
+        if formed && alone && may_vote {
             let electing = raft.trigger().elect(false).await;
             electing.map_err(|e| e.to_string())?;
         }

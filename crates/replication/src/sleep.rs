@@ -130,7 +130,7 @@ impl Inner {
 
     fn set_clock_to(&self, asleep: bool) {
         if let Replica::Running(running) = &*self.replica.read() {
-            running.set_clock(!asleep);
+            running.set_clock(!asleep && self.group.log.may_vote());
         }
     }
 

@@ -15,7 +15,7 @@ use futures::{
 };
 use parking_lot::Mutex;
 use quipu_model::{NodeId, PartitionId, PartitionKey, TopicConfig, TopicId};
-use quipu_replication::{AppendError, Partition, Replicator};
+use quipu_replication::{AppendError, Origin, Partition, Replicator};
 use quipu_storage::{Store, StoreConfig, UnrecoveredStore, io::FaultyDisk};
 use tokio::{sync::Notify, time::Instant};
 
@@ -51,8 +51,6 @@ pub(crate) struct Cluster {
     pub(crate) trace: Trace,
     pub(crate) mutant: Option<Mutant>,
     pub(crate) placement: Placement,
-    /// Partitions also move back to nodes that had them before.
-    pub(crate) returns: bool,
     /// Nobody produces.
     pub(crate) quiet: Arc<AtomicBool>,
     states: Arc<Mutex<BTreeMap<NodeId, Node>>>,
@@ -108,7 +106,7 @@ impl Cluster {
         seed: u64,
         (nodes, partitions, replicas): (u64, u32, usize),
         trace: Trace,
-        (mutant, returns): (Option<Mutant>, bool),
+        mutant: Option<Mutant>,
     ) -> Self {
         let nodes: Vec<NodeId> = (1..=nodes).map(NodeId::new).collect();
         let topic = TopicId::from_bytes([7; 16]);
@@ -127,7 +125,6 @@ impl Cluster {
         });
         Self {
             states: Arc::new(Mutex::new(states.collect())),
-            returns,
             placement: Placement::new(&nodes, &keys, replicas),
             quiet: Arc::default(),
             keys,
@@ -253,14 +250,14 @@ impl Cluster {
         let Some(assignment) = assignment.filter(|known| known.holds(node)) else {
             return Ok(());
         };
-        let founders = if assignment.original {
-            assignment.replicas
-        } else {
+        let origin = match self.mutant {
+            _ if assignment.original => Origin::Founder(&assignment.replicas),
+            Some(Mutant::ReturnsAsBefore) => Origin::Joiner(None),
             // It learns of the group from its leader.
-            Vec::new()
+            _ => Origin::Joiner(assignment.settled),
         };
         self.invariants.joined(node, key);
-        let starting = up.replicator.start(key, &founders, topic_config());
+        let starting = up.replicator.start(key, origin, topic_config());
         let partition = starting.await?;
         self.network.serve(node, partition.clone());
         up.replicas.lock().insert(key, partition);

@@ -4,6 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use quipu_model::NodeId;
 use quipu_storage::io::Disk as _;
+use tokio::time::Instant;
 
 use crate::{
     cluster::{Cluster, Death},
@@ -65,11 +66,16 @@ const FAULTS: [(u64, Fault); 17] = [
 
 /// Lets things go wrong for as long as it runs.
 pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
+    let mut quiet_until = None;
     loop {
         tokio::time::sleep(luck.millis(200..6000)).await;
+        // Here, and not by a task that may end after this one: nobody else is made to produce when all is well again.
+        if quiet_until.is_some_and(|until| until <= Instant::now()) {
+            cluster.quiet.store(false, Ordering::Relaxed);
+            quiet_until = None;
+        }
         let fault = draw(&mut luck);
-        let node = *luck.pick(&cluster.nodes);
-        let other = *luck.pick(&cluster.nodes);
+        let (node, other) = (pick(&cluster, &mut luck), pick(&cluster, &mut luck));
         let lasts = luck.millis(200..9000) * if luck.per_mille(80) { 6 } else { 1 };
         let number = luck.next();
         note!(
@@ -81,11 +87,24 @@ pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
             // Nothing else happens until groups sleep; then it does.
             cluster.quiet.store(true, Ordering::Relaxed);
             tokio::time::sleep(luck.millis(10_000..60_000)).await;
+            quiet_until = Some(Instant::now() + lasts);
+            continue;
         }
         let cluster = cluster.clone();
         tokio::spawn(async move {
             inflict(&cluster, fault, (node, other), lasts, number).await;
         });
+    }
+}
+
+/// Mostly a node on which something goes on.
+fn pick(cluster: &Cluster, luck: &mut Luck) -> NodeId {
+    let key = *luck.pick(&cluster.keys);
+    let replicas = cluster.placement.replicas(key);
+    if luck.per_mille(850) && !replicas.is_empty() {
+        *luck.pick(&replicas)
+    } else {
+        *luck.pick(&cluster.nodes)
     }
 }
 
@@ -139,10 +158,8 @@ async fn inflict(
             let hour = 60 * 60 * 1000;
             cluster.step_clock(node, (number % (2 * hour)) as i64 - hour as i64);
         }
-        Fault::Quiet => {
-            tokio::time::sleep(lasts).await;
-            cluster.quiet.store(false, Ordering::Relaxed);
-        }
+        // Begun and ended above.
+        Fault::Quiet => {}
         Fault::PowerLossWhileWriting
         | Fault::SlowDisk
         | Fault::FullDisk
@@ -159,7 +176,7 @@ async fn power_cut(cluster: &Cluster, lasts: Duration, number: u64) {
     for (n, node) in cluster.nodes.iter().enumerate() {
         // They come back one after the other.
         let (cluster, node) = (cluster.clone(), *node);
-        let after = Duration::from_millis((number >> (n * 12)) & 0x7ff);
+        let after = Duration::from_millis(number.rotate_right(12 * n as u32) & 0x7ff);
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
             cluster.start(node).await;

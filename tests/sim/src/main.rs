@@ -34,8 +34,8 @@ use clap::Parser;
 
 use crate::{mutants::Mutant, run::Plan};
 
-/// Where partitions move to that may not come back.
-const SPARE_NODES: u64 = 6;
+/// Where partitions move to, and come back from.
+const SPARE_NODES: u64 = 2;
 
 /// Simulates clusters.
 #[derive(Clone, Debug, Parser)]
@@ -62,9 +62,6 @@ struct Options {
     /// Runs with code that is wrong on purpose.
     #[arg(long, value_enum)]
     mutant: Option<Mutant>,
-    /// Lets partitions also move back to nodes that had them before, whose new replicas begin without files.
-    #[arg(long)]
-    returns: bool,
     /// Runs every mutant until it is caught, for up to `--seeds` seeds each.
     #[arg(long)]
     mutants: bool,
@@ -80,15 +77,19 @@ impl Options {
     fn plan(&self, seed: u64) -> Plan {
         let replicas = if seed % 4 == 3 { 5 } else { 3 };
         let replicas = self.replicas.unwrap_or(replicas);
+        let spare_nodes = match self.mutant {
+            // It shows only where partitions come back all the time.
+            Some(Mutant::ReturnsAsBefore) => 1,
+            _ => SPARE_NODES,
+        };
         Plan {
             seed,
-            nodes: replicas + if self.returns { 1 } else { SPARE_NODES },
+            nodes: replicas + spare_nodes,
             replicas: replicas as usize,
             partitions: self.partitions,
             producers: self.producers,
             faulty: Duration::from_secs_f64(self.minutes_each * 60.0),
             mutant: self.mutant,
-            returns: self.returns,
             print: self.print,
         }
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use quipu_model::{NodeId, PartitionKey};
-use quipu_replication::{AppendError, Partition};
+use quipu_replication::{AppendError, Partition, Settled};
 
 use crate::{cluster::Cluster, luck::Luck, mutants::Mutant, placement::Assignment, trace::note};
 
@@ -31,14 +31,11 @@ pub(crate) async fn ask(cluster: Cluster, key: PartitionKey, mut luck: Luck) {
     }
 }
 
-/// Where a partition may move that is not there: by `returns`, also back to where it was.
+/// Where a partition may move that is not there: also back to where it was.
 pub(crate) fn candidates(cluster: &Cluster, key: PartitionKey) -> Vec<NodeId> {
     let held = cluster.placement.replicas(key);
-    let may = |node: &NodeId| {
-        let anew = !cluster.placement.ever_held(*node, key);
-        !held.contains(node) && (cluster.returns || anew)
-    };
-    cluster.nodes.iter().copied().filter(may).collect()
+    let elsewhere = |node: &NodeId| !held.contains(node);
+    cluster.nodes.iter().copied().filter(elsewhere).collect()
 }
 
 /// Mostly as many replicas as before, of which one is on another node; `None` where there is no node to go to.
@@ -46,12 +43,11 @@ fn draw(cluster: &Cluster, key: PartitionKey, luck: &mut Luck) -> Option<Vec<Nod
     let mut wanted = cluster.placement.replicas(key);
     let mut others = candidates(cluster, key);
     let (out, more) = match luck.within(0..10) {
-        0 if cluster.returns => (1, 0),
+        0 => (1, 0),
         1 => (0, 1),
         2 => (2, 2),
         _ => (1, 1),
     };
-    // Where no node can come back, there must be enough left in the end.
     if others.len() < more {
         return None;
     }
@@ -81,28 +77,28 @@ pub(crate) async fn see_to(cluster: Cluster, key: PartitionKey, mut luck: Luck) 
         }
         let part = key.partition;
         match step(&cluster, &leader, node, &wanted).await {
-            Ok(false) => {}
-            Ok(true) if cluster.network.reaches_majority(node, &cluster.nodes) => {
+            Ok(None) => {}
+            Ok(Some(settled)) if cluster.network.reaches_majority(node, &cluster.nodes) => {
                 note!(cluster.trace, "p{part} is on {:?}", wanted.replicas);
-                cluster.placement.finish(key, &wanted.replicas);
+                cluster.placement.finish(key, &wanted.replicas, settled);
             }
-            Ok(true) => {}
+            Ok(Some(_)) => {}
             Err(error) => note!(cluster.trace, "p{part} does not move yet: {error}"),
         }
     }
 }
 
-/// Does what can be done at once towards a move; whether it is done.
+/// Does what can be done at once towards a move; once it is done, where the group stands.
 async fn step(
     cluster: &Cluster,
     leader: &Partition,
     node: NodeId,
     assignment: &Assignment,
-) -> Result<bool, AppendError> {
+) -> Result<Option<Settled>, AppendError> {
     let wanted: BTreeSet<NodeId> = assignment.replicas.iter().copied().collect();
     let members = leader.members().borrow().clone();
     if cluster.mutant == Some(Mutant::FinishesUnmoved) {
-        return Ok(true);
+        return leader.settled(PATIENCE).await.map(Some);
     }
     if members.voters != wanted || members.changing {
         for joins in wanted.difference(&members.voters) {
@@ -110,25 +106,28 @@ async fn step(
                 leader.add_learner(*joins, PATIENCE).await?;
             }
         }
-        let near = wanted.iter().all(|member| is_near(leader, node, *member));
-        if !near && cluster.mutant != Some(Mutant::VotesTooEarly) {
-            return Ok(false);
+        let may_vote = |member: &NodeId| may_vote(leader, node, assignment, *member);
+        if !wanted.iter().all(may_vote) && cluster.mutant != Some(Mutant::VotesTooEarly) {
+            return Ok(None);
         }
         leader.change_voters(&assignment.replicas, PATIENCE).await?;
     }
     for learner in members.learners.difference(&wanted) {
         leader.remove_learner(*learner, PATIENCE).await?;
     }
-    Ok(true)
+    leader.settled(PATIENCE).await.map(Some)
 }
 
-/// Whether a replica has nearly all that the leader has.
-fn is_near(leader: &Partition, node: NodeId, member: NodeId) -> bool {
+/// Whether a replica has nearly all that the leader has, and what it must have to vote.
+fn may_vote(leader: &Partition, node: NodeId, assignment: &Assignment, member: NodeId) -> bool {
+    let needed = assignment.settled.map(|settled| settled.index);
     let progress = leader.progress();
     member == node
         || progress.iter().any(|follower| {
             let last = follower.last.map_or(0, |last| last.get());
             let near = |matched: u64| matched + NEAR > last;
-            follower.node == member && follower.matched.is_some_and(|index| near(index.get()))
+            follower.node == member
+                && follower.matched >= needed
+                && follower.matched.is_some_and(|index| near(index.get()))
         })
 }

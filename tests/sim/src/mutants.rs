@@ -50,6 +50,8 @@ pub(crate) enum Mutant {
     SkipsTheJointStep,
     /// A replica that was removed goes on.
     StaysBehind,
+    /// A replica that comes back to a node that it left knows nothing of that.
+    ReturnsAsBefore,
     /// A replica that lost its files says that it has what it had.
     ClaimsItsOldLog,
     /// Leadership is handed over to a replica that lacks entries.
@@ -72,9 +74,17 @@ impl Mutant {
                 "high-watermark",
                 "recovery",
                 "equal",
+                "progress",
             ],
-            // openraft's leader may be the first to see a follower's log go back.
-            Self::AnswersBeforeFlush => &["acknowledged", "unchanged", "high-watermark", "panic"],
+            // openraft's leader may be the first to see a follower's log go back, and its group does not sleep where it is
+            // told more than there is.
+            Self::AnswersBeforeFlush => &[
+                "acknowledged",
+                "unchanged",
+                "high-watermark",
+                "panic",
+                "silent",
+            ],
             Self::VotesTwice => &["one-leader"],
             // What is out of order is refused, for ever where nothing comes that is due.
             Self::RenumbersRetries => &["once", "progress"],
@@ -84,14 +94,24 @@ impl Mutant {
             Self::SkipsRecords => &["order"],
             Self::FlipsBits => &["unchanged"],
             Self::AltersBatches => &["unchanged", "equal"],
-            Self::StaysCut => &["progress"],
+            Self::StaysCut => &["progress", "agreed", "handover"],
             Self::MarkGoesBack => &["high-watermark"],
             Self::VotesTooEarly => &["caught-up"],
             Self::FinishesUnmoved => &["agreed", "acknowledged", "progress"],
             Self::SkipsTheJointStep => &["configurations"],
             Self::StaysBehind => &["removed"],
+            // It votes for who missed its moves, or leads itself.
+            Self::ReturnsAsBefore => &["acknowledged", "one-leader", "unchanged", "high-watermark"],
             // A leader that takes a claim for true sends what comes after it, and is refused.
-            Self::ClaimsItsOldLog => &["acknowledged", "unchanged", "equal", "panic", "agreed"],
+            Self::ClaimsItsOldLog => &[
+                "acknowledged",
+                "unchanged",
+                "equal",
+                "panic",
+                "agreed",
+                "caught-up",
+                "progress",
+            ],
             Self::TransfersToOneBehind => &["handover"],
             Self::HidesLosses => &["wakes"],
             Self::StaysAwake => &["silent"],

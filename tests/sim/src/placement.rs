@@ -1,12 +1,10 @@
 //! Who holds which partition, as the cluster's metadata would say, and what each node has read of that.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
 use quipu_model::{NodeId, PartitionKey};
+use quipu_replication::Settled;
 
 /// Who holds a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +16,8 @@ pub(crate) struct Assignment {
     pub(crate) moving: bool,
     /// It never moved: its replicas may form their group by themselves.
     pub(crate) original: bool,
+    /// Where its group stood when the last move was done.
+    pub(crate) settled: Option<Settled>,
 }
 
 impl Assignment {
@@ -40,8 +40,6 @@ struct State {
     latest: Assignments,
     /// What each node has read, which outlives its crashes.
     read: BTreeMap<NodeId, Assignments>,
-    /// Who ever had a replica, or was to.
-    held: BTreeMap<PartitionKey, BTreeSet<NodeId>>,
 }
 
 impl Placement {
@@ -57,17 +55,14 @@ impl Placement {
                     leaving: Vec::new(),
                     moving: false,
                     original: true,
+                    settled: None,
                 };
                 (*key, assignment)
             })
             .collect();
         let read = nodes.iter().map(|node| (*node, latest.clone())).collect();
-        let held = latest
-            .iter()
-            .map(|(key, now)| (*key, now.replicas.iter().copied().collect()));
-        let held = held.collect();
         Self {
-            state: Arc::new(Mutex::new(State { latest, read, held })),
+            state: Arc::new(Mutex::new(State { latest, read })),
         }
     }
 
@@ -79,15 +74,6 @@ impl Placement {
     /// Who holds a partition, or is to.
     pub(crate) fn replicas(&self, key: PartitionKey) -> Vec<NodeId> {
         self.latest(key).map_or_else(Vec::new, |now| now.replicas)
-    }
-
-    /// Whether a node ever had a replica of a partition, or was to.
-    pub(crate) fn ever_held(&self, node: NodeId, key: PartitionKey) -> bool {
-        let state = self.state.lock();
-        state
-            .held
-            .get(&key)
-            .is_some_and(|held| held.contains(&node))
     }
 
     /// What a node has read.
@@ -105,7 +91,6 @@ impl Placement {
     /// Begins a move. Who was to join by one that it replaces may be a member already, and leaves.
     pub(crate) fn begin(&self, key: PartitionKey, replicas: Vec<NodeId>) {
         let mut state = self.state.lock();
-        state.held.entry(key).or_default().extend(&replicas);
         if let Some(now) = state.latest.get_mut(&key) {
             let mut leaving = std::mem::take(&mut now.leaving);
             leaving.extend(&now.replicas);
@@ -115,18 +100,23 @@ impl Placement {
                 leaving,
                 moving: true,
                 original: false,
+                settled: now.settled,
             };
         }
     }
 
-    /// Ends the move to `replicas`, where others are not wanted by now.
-    pub(crate) fn finish(&self, key: PartitionKey, replicas: &[NodeId]) {
+    /// Ends the move to `replicas`, where others are not wanted by now and the group has not settled later.
+    pub(crate) fn finish(&self, key: PartitionKey, replicas: &[NodeId], settled: Settled) {
         let mut state = self.state.lock();
         if let Some(now) = state.latest.get_mut(&key)
             && now.replicas == replicas
+            && now
+                .settled
+                .is_none_or(|before| before.index <= settled.index)
         {
             now.leaving.clear();
             now.moving = false;
+            now.settled = Some(settled);
         }
     }
 }

@@ -53,8 +53,6 @@ pub(crate) struct Plan {
     /// How long things go wrong.
     pub(crate) faulty: Duration,
     pub(crate) mutant: Option<Mutant>,
-    /// Partitions also move back to nodes that had them before.
-    pub(crate) returns: bool,
     /// Every line of the trace goes to standard error.
     pub(crate) print: bool,
 }
@@ -124,7 +122,7 @@ async fn simulate(plan: Plan, show: &mpsc::Sender<Trace>) -> Outcome {
     listen(&trace);
     let start = Instant::now();
     let shape = (plan.nodes, plan.partitions, plan.replicas);
-    let cluster = Cluster::new(plan.seed, shape, trace.clone(), (plan.mutant, plan.returns));
+    let cluster = Cluster::new(plan.seed, shape, trace.clone(), plan.mutant);
     let course = Course {
         cluster: cluster.clone(),
         plan,

@@ -40,12 +40,17 @@ pub(crate) fn one(options: &Options) -> anyhow::Result<bool> {
     Ok(outcome.violation.is_none())
 }
 
-// Seeds that found bugs, at the time with `--returns --minutes-each 5`, and what became of those:
+// Seeds that found bugs, at the time with `--minutes-each 5`, and what became of those:
 // - 1 with `--minutes-each 0.5`: voters changed behind what retention deleted, nothing was purged, and the next leader served
 //   nobody. The log now knows who voted as of a purge.
 // - 1: a change of members that waited for another one looked for its end all the time.
 // - 4 and 6: a replica that came back to a node without its files took itself for the only voter that it once was, led, and
-//   others cut what was committed. Open: until then partitions move back only with `--returns`.
+//   others cut what was committed. Now it begins where the group settled without it.
+// - 30085: a disk that was full between two segments of a copy left the copy for whole, and the snapshot
+//   that was refused for it was installed at the replica's next start: a hole that nobody knew of. A snapshot counts only
+//   where what it names is here.
+// - 14: the sync of a copied segment failed, the process ended, and the next one found the bytes in memory and the next sync
+//   good; with the power they were gone. What is left of a copy is written again.
 
 /// After how many seeds each the total is told.
 const TOLD_EVERY: u64 = 10;
@@ -87,7 +92,6 @@ fn arguments(options: &Options, seed: u64, mutant: Option<Mutant>) -> Vec<String
         format!("--partitions={}", options.partitions),
         format!("--producers={}", options.producers),
     ];
-    arguments.extend(options.returns.then(|| "--returns".to_owned()));
     let name = mutant.and_then(|mutant| mutant.to_possible_value());
     arguments.extend(name.map(|name| format!("--mutant={}", name.get_name())));
     arguments
@@ -187,8 +191,13 @@ pub(crate) fn mutants(options: &Options) -> anyhow::Result<bool> {
     let mut all_caught = true;
     for mutant in Mutant::value_variants() {
         let mut caught = None;
+        let mut options = options.clone();
+        // What it breaks takes two moves and a replica that misses both.
+        if *mutant == Mutant::ReturnsAsBefore {
+            options.minutes_each *= 5.0;
+        }
         for seed in options.first_seed..options.first_seed + options.seeds {
-            let report = finish(start(options, seed, Some(*mutant))?)?;
+            let report = finish(start(&options, seed, Some(*mutant))?)?;
             if report.verdict != "good" {
                 caught = Some((seed, report.verdict));
                 break;

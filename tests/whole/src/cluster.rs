@@ -22,17 +22,25 @@ impl Cluster {
     /// How many nodes begin a cluster.
     pub const FIRST: u64 = 3;
 
+    /// The first three nodes, of which none runs yet.
+    ///
+    /// # Errors
+    /// Where no address is free.
+    pub fn plan(directory: PathBuf) -> Result<Self> {
+        let addresses = (1..=Self::FIRST).map(|node| Ok((node, free_address()?)));
+        Ok(Self {
+            directory,
+            addresses: addresses.collect::<Result<_>>()?,
+            running: BTreeMap::new(),
+        })
+    }
+
     /// Starts the first three nodes and waits until they are ready.
     ///
     /// # Errors
     /// Where one ends instead.
     pub fn start(directory: PathBuf) -> Result<Self> {
-        let addresses = (1..=Self::FIRST).map(|node| Ok((node, free_address()?)));
-        let mut cluster = Self {
-            directory,
-            addresses: addresses.collect::<Result<_>>()?,
-            running: BTreeMap::new(),
-        };
+        let mut cluster = Self::plan(directory)?;
         for node in 1..=Self::FIRST {
             cluster.spawn(node)?;
         }

@@ -202,6 +202,21 @@ fn a_voter_that_lost_its_data_is_refused_and_told_what_to_do() -> Result<()> {
 }
 
 #[test]
+fn a_first_node_that_waits_for_the_others_says_so_whoever_is_asked_last() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::plan(dir.path().to_owned())?;
+    for first in 1..=Cluster::FIRST {
+        cluster.spawn(first)?;
+        cluster.node(first)?.wait_unready("no known leader")?;
+        let output = cluster.client(&["cluster", "status"], b"")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(said.contains("starting"), "node {first}: {said}");
+        cluster.take(first)?.kill()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn without_a_majority_writes_are_refused_and_committed_records_are_read() -> Result<()> {
     let dir = scratch()?;
     let mut cluster = Cluster::start(dir.path().to_owned())?;

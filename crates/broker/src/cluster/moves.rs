@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, collections::HashSet, sync::Arc, time::Duration
 
 use quipu_model::NodeId;
 use quipu_proto::peer::v1::{FinishReassignment, change_request::Change};
-use quipu_replication::{AppendError, Partition};
+use quipu_replication::{AppendError, Partition, Settled};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, MissedTickBehavior},
@@ -103,7 +103,8 @@ impl Steward {
             for node in missing {
                 partition.add_learner(*node, Self::PATIENCE).await?;
             }
-            if !wanted.iter().all(|node| self.is_near(partition, *node)) {
+            let ready = |node: &NodeId| self.may_vote(assignment, partition, *node);
+            if !wanted.iter().all(ready) {
                 return Ok(false);
             }
             if !wanted.contains(&self.core.node) {
@@ -118,10 +119,14 @@ impl Steward {
             partition.remove_learner(*node, Self::PATIENCE).await?;
         }
         let key = partition.key();
+        let Settled { leader, index } = partition.settled(Self::PATIENCE).await?;
         let finish = FinishReassignment {
             topic_id: key.topic.as_bytes().to_vec().into(),
             partition: key.partition.get(),
             replicas: assignment.replicas.iter().map(|node| node.get()).collect(),
+            leader: leader.node.get(),
+            term: leader.term.get(),
+            index: index.get(),
         };
         let controller = self.core.controller()?;
         controller
@@ -149,6 +154,16 @@ impl Steward {
         }
         partition.transfer_leader(next, Self::PATIENCE).await?;
         Ok(())
+    }
+
+    /// Whether a replica has nearly all that the leader has, and what it must have to vote: it may have come back without its
+    /// files, and before that the group could wait for its vote in vain.
+    fn may_vote(&self, assignment: &Assignment, partition: &Partition, node: NodeId) -> bool {
+        let needed = assignment.settled.map(|settled| settled.index);
+        let progress = partition.progress();
+        let mut follower = progress.iter().filter(|follower| follower.node == node);
+        node == self.core.node
+            || follower.any(|follower| is_near(follower) && follower.matched >= needed)
     }
 
     /// Whether a replica has nearly all that the leader has.

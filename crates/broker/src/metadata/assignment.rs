@@ -1,7 +1,8 @@
 //! Which nodes hold a partition, and how that changes.
 
-use quipu_model::NodeId;
-use quipu_proto::internal::v1::PartitionAssignment;
+use quipu_model::{NodeId, RaftIndex, Term, Vote};
+use quipu_proto::internal::v1::{PartitionAssignment, ReassignmentDone};
+use quipu_replication::Settled;
 
 /// Which nodes hold a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Assignment {
     /// Whether the group was made of `replicas`, and never changed. Only then may a node that has no log of it yet begin one by
     /// itself; later it could vote with less than it once held.
     pub original: bool,
+    /// Where the group stood when the last move was done. A node that comes back without its log begins by it.
+    pub settled: Option<Settled>,
 }
 
 impl Assignment {
@@ -25,6 +28,7 @@ impl Assignment {
             leaving: Box::default(),
             joining: Box::default(),
             original: true,
+            settled: None,
         }
     }
 
@@ -56,14 +60,16 @@ impl Assignment {
         self.original = false;
     }
 
-    /// Ends the move to `replicas`; `false` where others are wanted by now.
-    pub(super) fn moved_to(&mut self, replicas: &[NodeId]) -> bool {
-        let wanted = *self.replicas == *replicas;
-        if wanted {
+    /// Ends the move to `replicas`; `false` where others are wanted by now, or the group has settled later.
+    pub(super) fn moved_to(&mut self, replicas: &[NodeId], settled: Option<Settled>) -> bool {
+        let index = |settled: Option<Settled>| settled.map(|settled| settled.index);
+        let ends = *self.replicas == *replicas && index(settled) >= index(self.settled);
+        if ends {
             self.leaving = Box::default();
             self.joining = Box::default();
+            self.settled = settled;
         }
-        wanted
+        ends
     }
 }
 
@@ -71,6 +77,18 @@ impl From<&PartitionAssignment> for Assignment {
     fn from(assignment: &PartitionAssignment) -> Self {
         Self::original(node_ids(&assignment.replicas))
     }
+}
+
+/// Where the group stood when its move was done, if the record says so.
+pub(super) fn settled(done: &ReassignmentDone) -> Option<Settled> {
+    (done.term > 0).then(|| Settled {
+        leader: Vote {
+            term: Term::new(done.term),
+            node: NodeId::new(done.leader),
+            committed: true,
+        },
+        index: RaftIndex::new(done.index),
+    })
 }
 
 /// Node ids from their numbers.

@@ -337,6 +337,9 @@ fn finish_reassignment(finish: FinishReassignment) -> Record {
         topic_id: finish.topic_id,
         partition: finish.partition,
         replicas: finish.replicas,
+        leader: finish.leader,
+        term: finish.term,
+        index: finish.index,
     })
 }
 

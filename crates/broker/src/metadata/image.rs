@@ -267,7 +267,7 @@ impl MetadataImage {
         let id = topic_id(&done.topic_id, "ReassignmentDone")?;
         let replicas = assignment::node_ids(&done.replicas);
         self.change_assignment(id, done.partition, |assignment| {
-            assignment.moved_to(&replicas)
+            assignment.moved_to(&replicas, assignment::settled(done))
         })
     }
 

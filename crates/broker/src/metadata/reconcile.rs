@@ -1,18 +1,10 @@
 //! Makes the partitions that run here those that the image assigns to this node.
 
-use std::{
-    collections::HashSet,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use quipu_model::{NodeId, Offset, PartitionKey, TopicId};
-use quipu_replication::{Partition, Replicator};
+use quipu_replication::{Origin, Partition, Replicator};
 use quipu_storage::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +28,9 @@ pub(crate) struct Reconciler {
     /// The metadata offset up to which the partitions are what the image says.
     pub(crate) reconciled: watch::Sender<Offset>,
     /// Whether the image has all that was committed before this node started. Until then it may say that a partition is
-    /// elsewhere which it assigns here again further on, and no files are removed for it.
-    pub(crate) caught_up: AtomicBool,
+    /// elsewhere which it assigns here again further on, and no files are removed for it; and it may say that a partition is
+    /// here which left further on, and no replica begins without files.
+    pub(crate) caught_up: watch::Sender<bool>,
     /// What watches over each replica that runs.
     pub(crate) watcher: Arc<dyn Watcher>,
 }
@@ -82,10 +75,13 @@ impl Reconciler {
     /// Reconciles whenever the image changes, until the node stops.
     pub(crate) async fn follow(self: Arc<Self>) {
         let mut applied = self.metadata.applied();
+        let mut caught_up = self.caught_up.subscribe();
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 changed = applied.changed() => if changed.is_err() { return },
+                // Its sender is here.
+                _ = caught_up.changed() => {}
             }
             self.reconcile().await;
         }
@@ -106,7 +102,7 @@ impl Reconciler {
     /// From now on the image is as new as any: removes the files of partitions that went to other nodes while this one was
     /// down.
     pub(crate) async fn caught_up(&self) {
-        self.caught_up.store(true, Ordering::Release);
+        self.caught_up.send_replace(true);
         for key in self.store.partitions() {
             if self.metadata.image().is_elsewhere(key, self.node) {
                 self.remove_files(key).await;
@@ -120,9 +116,12 @@ impl Reconciler {
 
     async fn start_missing(&self) {
         let snapshot = self.table.snapshot();
+        let may_begin = *self.caught_up.borrow();
+        let may_start = |key: &PartitionKey| may_begin || self.store.partition(*key).is_some();
         let missing: Vec<_> = snapshot
             .values()
             .flat_map(|entry| entry.unstarted().map(move |key| (entry, key)))
+            .filter(|(_, key)| may_start(key))
             .collect();
         self.make_logs(&missing).await;
         stream::iter(missing)
@@ -156,19 +155,20 @@ impl Reconciler {
         key: PartitionKey,
     ) -> Result<Running, BrokerError> {
         let assignment = entry.topic.assignments.get(key.partition.get() as usize);
-        let founders = match assignment {
-            Some(assignment) if assignment.original => assignment.replicas.clone(),
-            // It learns of the group from its leader.
-            _ => Box::default(),
-        };
+        let assignment = assignment.cloned();
         let replicator = self.replicator.clone();
         let config = entry.topic.config.clone();
         // A task of its own, so that starts use all cores.
         let started = tokio::spawn(async move {
-            let partition = replicator.start(key, &founders, config).await?;
+            let origin = match &assignment {
+                Some(assignment) if assignment.original => Origin::Founder(&assignment.replicas),
+                // It learns of the group from its leader.
+                joined => Origin::Joiner(joined.as_ref().and_then(|now| now.settled)),
+            };
+            let partition = replicator.start(key, origin, config).await?;
             if let Some(damage) = partition.damage() {
                 tracing::error!(%damage, "a partition is not served");
-            } else if founders.len() == 1 {
+            } else if matches!(origin, Origin::Founder([_])) {
                 partition.wait_leader(Self::LEADER_WAIT).await?;
             }
             Ok::<_, BrokerError>(partition)
@@ -194,7 +194,7 @@ impl Reconciler {
             running.partition.shutdown().await;
         }
         let moved = self.metadata.image().topic_by_id(gone.key.topic).is_some();
-        if !moved || self.caught_up.load(Ordering::Acquire) {
+        if !moved || *self.caught_up.borrow() {
             self.remove_files(gone.key).await;
         }
     }
@@ -209,3 +209,6 @@ impl Reconciler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,14 @@ impl Metadata {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn of(image: MetadataImage) -> Self {
+        Self {
+            image: ArcSwap::from_pointee(image),
+            applied: watch::Sender::new(Offset::ZERO),
+        }
+    }
+
     /// The newest image.
     pub(crate) fn image(&self) -> Arc<MetadataImage> {
         self.image.load_full()

@@ -33,7 +33,8 @@ pub(super) fn run(dir: &Path) -> Result<()> {
     let problems = report.problems.len();
     ensure!(
         problems == 0,
-        "{problems} damaged places; nothing was changed: bring the files back from a copy, or replace this replica"
+        "{problems} damaged places; nothing was changed: a node of a cluster gets damaged segments from other replicas when it starts; \
+         bring other files back from a copy, or replace the node"
     );
     writeln!(out, "none damaged")?;
     Ok(())

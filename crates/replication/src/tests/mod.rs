@@ -4,6 +4,7 @@ mod cluster;
 mod disk;
 mod one_node;
 mod raft_suite;
+mod snapshots;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +18,7 @@ use quipu_storage::{
     io::{Disk, ManualClock},
 };
 
-use crate::{NoPeers, Partition, Replicator};
+use crate::{NoPeers, Origin, Partition, Replicator};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -65,7 +66,10 @@ impl Node {
     async fn start(disk: Arc<dyn Disk>, config: TopicConfig) -> Self {
         let store = open(disk);
         let replicator = Replicator::new(NODE, Arc::clone(&store), Arc::new(NoPeers));
-        let partition = replicator.start(key(), &[NODE], config).await.unwrap();
+        let partition = replicator
+            .start(key(), Origin::Founder(&[NODE]), config)
+            .await
+            .unwrap();
         partition.wait_leader(LONG).await.unwrap();
         Self {
             store,

@@ -18,7 +18,7 @@ use super::{
     disk::{Gate, GatedDisk},
     key, numbered, open, plain,
 };
-use crate::{Acks, AppendError};
+use crate::{Acks, AppendError, Origin};
 
 /// Segments of a few batches.
 fn small_segments() -> TopicConfig {
@@ -467,7 +467,11 @@ async fn many_partitions_start_and_write_side_by_side() {
         let mut key = key();
         key.partition = quipu_model::PartitionId::new(100 + n);
         let config = TopicConfig::default();
-        let partition = node.replicator.start(key, &[NODE], config).await.unwrap();
+        let partition = node
+            .replicator
+            .start(key, Origin::Founder(&[NODE]), config)
+            .await
+            .unwrap();
         partition.wait_leader(LONG).await.unwrap();
         partitions.push(partition);
     }

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, io, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use quipu_model::{LogId, Offset, RecordBatch, TimestampMs, Vote};
+use quipu_model::{LogId, Offset, RaftIndex, RecordBatch, TimestampMs, Vote};
 
 use super::{
     AppendError, Inner, PartitionLog, ReserveError,
@@ -130,13 +130,35 @@ impl PartitionLog {
         self.check_undamaged()?;
         let mut inner = self.inner.lock();
         inner.check_taking()?;
+        self.put_vote(&mut inner, vote, done)
+    }
+
+    /// Begins a log in which there is nothing yet as one that was left here before and comes back: it has `vote`, and is not
+    /// to vote or stand before it reaches the entry `votes_from`. `done` is called once that is durable.
+    ///
+    /// # Errors
+    /// Where the partition or the store has failed.
+    pub fn begin_anew(
+        &self,
+        vote: Vote,
+        votes_from: RaftIndex,
+        done: Completion,
+    ) -> Result<(), AppendError> {
+        self.check_undamaged()?;
+        let mut inner = self.inner.lock();
+        inner.check_taking()?;
+        inner.core.votes_from = votes_from;
+        self.put_vote(&mut inner, vote, done)
+    }
+
+    fn put_vote(&self, inner: &mut Inner, vote: Vote, done: Completion) -> Result<(), AppendError> {
         inner.core.vote = Some(vote);
         let mut payload = BytesMut::with_capacity(9);
         payload.put_u64_le(vote.node.get());
         payload.put_u8(u8::from(vote.committed));
         let id = LogId {
             term: vote.term,
-            ..LogId::default()
+            index: inner.core.votes_from,
         };
         let record = self.record(
             RecordKind::Vote,
@@ -144,7 +166,7 @@ impl PartitionLog {
             Offset::ZERO,
             [payload.freeze(), Bytes::new()],
         );
-        self.submit(&mut inner, vec![record], done)
+        self.submit(inner, vec![record], done)
     }
 
     pub(super) fn record(

@@ -55,6 +55,8 @@ pub(super) struct LogCore {
     pub(super) last_purged: Option<LogId>,
     pub(super) last: Option<LogId>,
     pub(super) vote: Option<Vote>,
+    /// The entry that the log must reach before the replica votes: see [`PartitionLog::begin_anew`](super::PartitionLog::begin_anew).
+    pub(super) votes_from: RaftIndex,
     /// Shared with the reads that walk it.
     pub(super) raft: Arc<RaftMap>,
     pub(super) producers: ProducerTable,
@@ -89,6 +91,7 @@ impl LogCore {
             last_purged: None,
             last: None,
             vote: None,
+            votes_from: RaftIndex::default(),
             raft: Arc::default(),
             producers: ProducerTable::default(),
             compacted_to: Offset::ZERO,

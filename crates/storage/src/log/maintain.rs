@@ -342,6 +342,7 @@ impl Inner {
             last: core.last,
             applied: self.applied.0,
             vote: core.vote,
+            votes_from: core.votes_from,
             membership: self.applied.1.clone(),
             terms: core.raft.terms().to_vec(),
             controls: core.raft.controls().clone(),

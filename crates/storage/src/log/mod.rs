@@ -146,6 +146,13 @@ impl PartitionLog {
         self.inner.lock().core.vote
     }
 
+    /// Whether it reaches the entry that it was to reach before the replica votes.
+    pub fn may_vote(&self) -> bool {
+        let inner = self.inner.lock();
+        let last = inner.core.last.map_or(RaftIndex::default(), |id| id.index);
+        last >= inner.core.votes_from
+    }
+
     /// The damage for which the partition is not served, if any.
     pub fn damage(&self) -> Option<Arc<PartitionDamage>> {
         self.damage.get()

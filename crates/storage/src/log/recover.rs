@@ -93,6 +93,7 @@ impl RecoveringLog {
         core.last_purged = state.last_purged;
         core.last = state.last;
         core.vote = state.vote;
+        core.votes_from = state.votes_from;
         core.compacted_to = state.compacted_to;
         core.raft = Arc::new(RaftMap::from_parts(state.terms, state.controls));
         self.applied = (state.applied, state.membership);
@@ -243,6 +244,7 @@ impl RecoveringLog {
                 self.core.vote = Some(
                     decode_vote(id.term, payload).ok_or_else(|| bad("a vote record cut short"))?,
                 );
+                self.core.votes_from = id.index;
                 Ok(())
             }
             RecordKind::Truncate => {
@@ -301,8 +303,10 @@ impl RecoveringLog {
         self.core.closed.clear();
         self.core.active = None;
         let here = (self.core.config.segment_bytes, self.core.vote, self.lsn);
+        let votes_from = self.core.votes_from;
         self.load(state);
         (self.core.config.segment_bytes, self.core.vote, self.lsn) = here;
+        self.core.votes_from = votes_from;
     }
 
     /// Whatever stands before is void.

@@ -3,7 +3,7 @@
 //! ```text
 //! topic id 16 | partition u32 | last LSN u64 | segment.bytes u64 | start offset u64 | end offset u64
 //! | last purged, last, applied: each 1 byte (0 or 1), term u64, index u64
-//! | vote: 1 byte (0 or 1), term u64, node u64, committed u8
+//! | vote: 1 byte (0 or 1), term u64, node u64, committed u8, votes from u64
 //! | membership: 1 byte (0 or 1), term u64, index u64, length u32, bytes
 //! | terms: count u32, each term u64, first index u64
 //! | controls: count u32, each index u64, kind u8, length u32, bytes
@@ -12,7 +12,7 @@
 //! | compacted up to u64
 //! ```
 //!
-//! Format 1 had no generation, formats 1 and 2 nothing about compaction.
+//! Format 3 had nothing about compaction, format 2 no *votes from* either, format 1 no generation.
 
 use std::{
     collections::BTreeMap,
@@ -70,7 +70,7 @@ impl SegmentState {
 }
 
 /// What [`PartitionState::encode`] writes. A state file and a record of the write-ahead log that hold states carry it.
-pub(crate) const STATE_FORMAT: u32 = 3;
+pub(crate) const STATE_FORMAT: u32 = 4;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PartitionState {
@@ -84,6 +84,7 @@ pub(crate) struct PartitionState {
     pub(crate) last: Option<LogId>,
     pub(crate) applied: Option<LogId>,
     pub(crate) vote: Option<Vote>,
+    pub(crate) votes_from: RaftIndex,
     pub(crate) membership: Option<(LogId, Bytes)>,
     pub(crate) terms: Vec<(Term, RaftIndex)>,
     pub(crate) controls: BTreeMap<RaftIndex, Control>,
@@ -108,6 +109,7 @@ impl PartitionState {
         out.put_u64_le(vote.term.get());
         out.put_u64_le(vote.node.get());
         out.put_u8(u8::from(vote.committed));
+        out.put_u64_le(self.votes_from.get());
         put_log_id(out, self.membership.as_ref().map(|(id, _)| *id));
         put_bytes(
             out,
@@ -170,6 +172,10 @@ impl PartitionState {
             committed: bytes.try_get_u8()? == 1,
         };
         state.vote = voted.then_some(vote);
+        state.votes_from = match format {
+            1 | 2 => RaftIndex::default(),
+            _ => RaftIndex::new(bytes.try_get_u64_le()?),
+        };
         let membership = get_log_id(bytes)?;
         let members = get_bytes(bytes)?;
         state.membership = membership.map(|id| (id, members));
@@ -193,7 +199,7 @@ impl PartitionState {
         for _ in 0..bytes.try_get_u32_le()? {
             state.segments.push(get_segment(bytes, format)?);
         }
-        if format > 2 {
+        if format > 3 {
             state.compacted_to = Offset::new(bytes.try_get_u64_le()?);
         }
         Ok(state)
@@ -213,7 +219,7 @@ fn get_segment(bytes: &mut Bytes, format: u32) -> Result<SegmentState, TryGetErr
             _ => bytes.try_get_u32_le()?,
         },
         compacted: match format {
-            1 | 2 => None,
+            1..=3 => None,
             _ => get_compacted(bytes)?,
         },
     })

@@ -44,7 +44,7 @@ pub enum OpenError {
     /// Bytes that all partitions depend on are not what was written.
     #[error(
         "{path} is damaged at position {position}: {detail}; nothing was changed or deleted: bring the file back from a \
-         copy of the directory, or start with an empty directory"
+         copy of the directory; in a cluster, replace the node"
     )]
     Damaged {
         /// The file.

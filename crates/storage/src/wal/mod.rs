@@ -73,7 +73,8 @@ pub(crate) enum RecordKind {
     Batch = 1,
     /// A Raft entry holding something else; payload: one byte of control kind, then its bytes.
     Control = 2,
-    /// A vote; `log_id.term` is its term; payload: node id, committed flag.
+    /// A vote; `log_id.term` is its term, `log_id.index` the entry from which on the replica votes; payload: node id, committed
+    /// flag.
     Vote = 3,
     /// All entries after `log_id` are gone.
     Truncate = 4,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quipu_model::{LogId, Offset, ProducerEpoch, ProducerId, Sequence};
 use quipu_storage::{
     Incoming, IncomingError, Manifest, PartitionLog, ReadError, StorageFailure, Store,
-    io::FaultyDisk,
+    io::{Disk as _, FaultyDisk},
 };
 
 use super::support::*;
@@ -253,6 +253,63 @@ fn a_disk_that_fails_at_any_write_or_sync_leaves_the_old_log_or_the_new() {
         ends.contains(&(false, 4)) && ends.contains(&(true, RECORDS)),
         "{ends:?}"
     );
+}
+
+#[test]
+fn what_a_failed_sync_left_of_a_copy_is_not_taken_for_durable() {
+    let (_source_store, from) = source();
+    let mut failed = 0;
+    for n in 1.. {
+        let disk = FaultyDisk::new(n);
+        let (store, log) = behind(&disk, &from);
+        let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+        disk.fail_sync_at(n);
+        if copy(&from, &mut incoming, usize::MAX).is_ok() {
+            break;
+        }
+        failed += 1;
+        // The process ends, and another one goes on with what the system shows it.
+        drop((incoming, log, store));
+        let store = open(&disk);
+        let log = store.partition(key(0)).unwrap();
+        let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+        copy(&from, &mut incoming, usize::MAX).unwrap();
+        install(&log, &incoming).unwrap().unwrap();
+        drop((incoming, log, store));
+        let fork = disk.fork(n);
+        fork.crash();
+        let log = open(&fork).partition(key(0)).unwrap();
+        assert_eq!(values(&log).unwrap(), values(&from).unwrap(), "sync {n}");
+    }
+    assert!(failed > 10, "{failed}");
+}
+
+#[test]
+fn a_full_disk_stops_a_copy_which_is_whole_only_once_all_is_here() {
+    let (_source_store, from) = source();
+    let mut stopped = 0;
+    for room in (0..).step_by(700) {
+        let disk = FaultyDisk::new(2);
+        let (_store, log) = behind(&disk, &from);
+        let used = u64::MAX - disk.free_bytes().unwrap();
+        disk.set_capacity(used + room);
+        let copied = Incoming::open(Arc::clone(&log), all_of(&from)).and_then(|mut incoming| {
+            let copied = copy(&from, &mut incoming, usize::MAX);
+            assert_eq!(incoming.is_whole(), copied.is_ok(), "with room for {room}");
+            copied
+        });
+        match copied {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, IncomingError::DiskFull { .. }), "{error}"),
+        }
+        stopped += 1;
+        disk.set_capacity(u64::MAX);
+        let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+        copy(&from, &mut incoming, usize::MAX).unwrap();
+        install(&log, &incoming).unwrap().unwrap();
+        assert_eq!(values(&log).unwrap(), values(&from).unwrap());
+    }
+    assert!(stopped > 10, "{stopped}");
 }
 
 #[test]

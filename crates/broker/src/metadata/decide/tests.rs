@@ -189,6 +189,7 @@ fn a_node_is_emptied_before_it_is_removed() {
             topic_id: vec![7; 16].into(),
             partition,
             replicas: nodes,
+            ..FinishReassignment::default()
         };
         if image
             .topics()

@@ -125,13 +125,17 @@ fn a_partition_moves_and_keeps_its_holders_until_it_is_done() {
             replicas: replicas.to_vec(),
         }))
     };
-    let done = |replicas: &[u64]| {
+    let done_at = |replicas: &[u64], index| {
         record(Record::ReassignmentDone(ReassignmentDone {
             topic_id: vec![7; 16].into(),
             partition: 1,
             replicas: replicas.to_vec(),
+            leader: 3,
+            term: 5,
+            index,
         }))
     };
+    let done = |replicas: &[u64]| done_at(replicas, 10);
     image.apply(begun(&[2, 3])).unwrap();
     assert_eq!(replicas(&image, 1), [vec![2, 3], vec![1], vec![2, 3]]);
     // Another move before the first is done: whoever held it or was to keeps it until then.
@@ -144,6 +148,15 @@ fn a_partition_moves_and_keeps_its_holders_until_it_is_done() {
     let topic = image.topic(&name("orders")).unwrap();
     let original: Vec<_> = topic.assignments.iter().map(|a| a.original).collect();
     assert_eq!(original, [true, false, true]);
+    // What was said of a move before is void, though the same nodes are wanted again.
+    for replicas in [&[4, 5], &[3, 4]] {
+        image.apply(begun(replicas)).unwrap();
+    }
+    assert!(image.apply(done_at(&[3, 4], 9)).unwrap_err().is_void());
+    image.apply(done_at(&[3, 4], 20)).unwrap();
+    let settled = image.topic(&name("orders")).unwrap().assignments[1].settled;
+    let settled = settled.unwrap();
+    assert_eq!((settled.leader.term.get(), settled.index.get()), (5, 20));
 }
 
 #[test]

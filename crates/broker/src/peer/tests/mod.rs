@@ -23,7 +23,7 @@ use quipu_model::{
     LeaderEpoch, NodeId, PartitionId, PartitionKey, RecordBatch, TimestampMs, TopicConfig, TopicId,
     batch::{BatchBuilder, Compression},
 };
-use quipu_replication::{Partition, Replicator};
+use quipu_replication::{Origin, Partition, Replicator};
 use quipu_storage::{
     Store, StoreConfig, UnrecoveredStore,
     io::{FaultyDisk, ManualClock},
@@ -220,7 +220,10 @@ impl Node {
             segment_bytes: 64 << 10,
             ..TopicConfig::default()
         };
-        let partition = replicator.start(key(), voters, config).await.unwrap();
+        let partition = replicator
+            .start(key(), Origin::Founder(voters), config)
+            .await
+            .unwrap();
         *self.host.partition.lock() = Some(partition.clone());
         self.links.start(Arc::clone(&self.host) as _);
         partition

@@ -9,7 +9,7 @@ use super::{
     super::{LONG, NOW, key},
     Cluster, node,
 };
-use crate::Acks;
+use crate::{Acks, Origin};
 
 /// As small as it can be: a closed segment stays in Raft's log, and all before it are copied.
 const COPY_BEHIND: u64 = 1;
@@ -112,7 +112,7 @@ async fn a_new_replica_copies_segments_and_can_lead_then() {
     let mut cluster = Cluster::copying().await;
     cluster.fill(0, 1000).await;
     cluster.forget().await;
-    let fourth = cluster.add(node(4), &[]).await;
+    let fourth = cluster.add(node(4), Origin::Joiner(None)).await;
     let (_, leader) = cluster.leader().await;
     leader.add_learner(node(4), LONG).await.unwrap();
     cluster.hold_the_same(&[1, 2, 3, 4], 0, 1000).await;

@@ -8,7 +8,7 @@ use super::{
     super::{LONG, at, plain},
     Cluster, node, until_led,
 };
-use crate::{AppendError, Members, Partition};
+use crate::{AppendError, Members, Origin, Partition};
 
 async fn until_members(partition: &Partition, like: impl Fn(&Members) -> bool) {
     let mut members = partition.members();
@@ -24,7 +24,7 @@ fn nodes(ids: &[u64]) -> BTreeSet<NodeId> {
 async fn a_replica_without_founders_learns_catches_up_and_becomes_a_voter() {
     let mut cluster = Cluster::start().await;
     cluster.fill(0, 40).await;
-    let fourth = cluster.add(node(4), &[]).await;
+    let fourth = cluster.add(node(4), Origin::Joiner(None)).await;
     let not_yet = fourth.wait_leader(Duration::from_millis(50)).await;
     assert!(matches!(
         not_yet,
@@ -75,7 +75,7 @@ async fn a_replica_without_founders_learns_catches_up_and_becomes_a_voter() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_no_longer_a_voter_leaves_and_other_learners_stay() {
     let mut cluster = Cluster::start().await;
-    cluster.add(node(4), &[]).await;
+    cluster.add(node(4), Origin::Joiner(None)).await;
     cluster.fill(0, 10).await;
     let [gone, stays] = cluster.followers().await;
     let (leading, leader) = cluster.leader().await;
@@ -177,7 +177,7 @@ async fn leadership_is_handed_over_and_an_append_of_an_old_epoch_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_goes_to_nobody_who_could_not_lead() {
     let mut cluster = Cluster::start().await;
-    cluster.add(node(4), &[]).await;
+    cluster.add(node(4), Origin::Joiner(None)).await;
     cluster.fill(0, 10).await;
     let [dead, alive] = cluster.followers().await;
     let (_, leader) = cluster.leader().await;
@@ -219,7 +219,7 @@ async fn a_replica_that_was_shut_down_knows_of_no_leader() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_a_cut_off_leader_began_is_undone_and_the_next_leader_may_change_again() {
     let mut cluster = Cluster::start().await;
-    cluster.add(node(4), &[]).await;
+    cluster.add(node(4), Origin::Joiner(None)).await;
     cluster.fill(0, 10).await;
     let (old, leader) = cluster.leader().await;
     let [stays, other] = cluster.followers().await;

@@ -7,6 +7,7 @@ mod gone;
 mod members;
 mod repair;
 mod replication;
+mod returns;
 mod sleep;
 
 use std::{
@@ -26,8 +27,8 @@ use quipu_storage::{Store, io::FaultyDisk};
 use super::{LONG, at, key, numbered, open_damaged};
 use crate::{
     Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, CopyRequest,
-    CopyResponse, Leadership, Partition, Replicator, SleepOutcome, SleepParts, SleepRequest,
-    SleepResponse, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts,
+    CopyResponse, Leadership, Origin, Partition, Replicator, SleepOutcome, SleepParts,
+    SleepRequest, SleepResponse, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts,
     TransferRequest, TransferResponse, Transport, TransportError, VoteOutcome, VoteParts,
     VoteRequest, VoteResponse,
 };
@@ -261,18 +262,18 @@ impl Cluster {
         };
         let founders = [1, 2, 3].map(node);
         for founder in founders {
-            cluster.add(founder, &founders).await;
+            cluster.add(founder, Origin::Founder(&founders)).await;
         }
         cluster
     }
 
     /// Starts a replica on a node that has none.
-    async fn add(&mut self, node: NodeId, founders: &[NodeId]) -> Partition {
+    async fn add(&mut self, node: NodeId, origin: Origin<'_>) -> Partition {
         let disk = Arc::new(FaultyDisk::new(node.get()));
-        self.run(node, disk, founders).await
+        self.run(node, disk, origin).await
     }
 
-    async fn run(&mut self, node: NodeId, disk: Arc<FaultyDisk>, founders: &[NodeId]) -> Partition {
+    async fn run(&mut self, node: NodeId, disk: Arc<FaultyDisk>, origin: Origin<'_>) -> Partition {
         let (store, _) = open_damaged(disk.clone());
         let wire = Wire {
             from: node,
@@ -285,7 +286,7 @@ impl Cluster {
             segment_bytes: 4096,
             ..TopicConfig::default()
         };
-        let partition = replicator.start(key(), founders, config).await.unwrap();
+        let partition = replicator.start(key(), origin, config).await.unwrap();
         let reached = partition.clone();
         self.wires.partitions.lock().insert(node, reached);
         let member = Member {
@@ -306,7 +307,8 @@ impl Cluster {
         disk.crash();
         member.partition.shutdown().await;
         member.store.close().unwrap();
-        self.run(crashing, disk, &[1, 2, 3].map(node)).await;
+        let founders = [1, 2, 3].map(node);
+        self.run(crashing, disk, Origin::Founder(&founders)).await;
         self.wires.cut.lock().remove(&crashing);
     }
 

@@ -10,7 +10,7 @@ use super::{
     super::{LONG, key},
     Cluster, node, until_led,
 };
-use crate::Partition;
+use crate::{Origin, Partition};
 
 /// A segment's file, the oldest being number 0.
 fn log(disk: &FaultyDisk, number: usize) -> PathBuf {
@@ -55,7 +55,8 @@ impl Cluster {
             member.store.close().unwrap();
             let disk = Arc::new(member.disk.fork(node.get()));
             damage(node, &disk);
-            self.run(node, disk, &[1, 2, 3].map(super::node)).await;
+            self.run(node, disk, Origin::Founder(&[1, 2, 3].map(super::node)))
+                .await;
         }
     }
 }

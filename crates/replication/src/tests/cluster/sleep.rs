@@ -8,7 +8,7 @@ use super::{
     super::{LONG, plain},
     Cluster, node, until_led,
 };
-use crate::{Acks, Leadership, Partition, SleepOutcome, SleepParts};
+use crate::{Acks, Leadership, Origin, Partition, SleepOutcome, SleepParts};
 
 const IDLE: Duration = Duration::from_millis(200);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -47,7 +47,7 @@ async fn led(cluster: &Cluster) -> (NodeId, Leadership) {
 async fn an_idle_group_sends_nothing_for_hours_and_an_append_wakes_it() {
     let mut cluster = Cluster::start_idling(IDLE).await;
     cluster.fill(0, 10).await;
-    cluster.add(node(4), &[]).await;
+    cluster.add(node(4), Origin::Joiner(None)).await;
     let (_, leader) = cluster.leader().await;
     leader.add_learner(node(4), LONG).await.unwrap();
     let (leading, before) = led(&cluster).await;
@@ -112,7 +112,7 @@ async fn a_node_taken_for_lost_by_mistake_goes_on_leading() {
 async fn members_that_crash_while_the_group_sleeps_join_it_again_and_depose_nobody() {
     let mut cluster = Cluster::start_idling(IDLE).await;
     let learner = node(4);
-    cluster.add(learner, &[]).await;
+    cluster.add(learner, Origin::Joiner(None)).await;
     let (_, leader) = cluster.leader().await;
     leader.add_learner(learner, LONG).await.unwrap();
     cluster.fill(0, 10).await;
