@@ -136,7 +136,8 @@ fn create_offsets_topic(image: &MetadataImage) -> Decided {
         name: name.to_owned(),
         topic_id: MetadataImage::OFFSETS_TOPIC_ID.as_bytes().to_vec().into(),
         partitions: place(&mut placement, OFFSETS_PARTITIONS, factor),
-        config: HashMap::from([("retention.ms".to_owned(), "-1".to_owned())]),
+        // The newest commit of each group and partition is kept, and no older one.
+        config: HashMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]),
     })])
 }
 

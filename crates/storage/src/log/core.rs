@@ -62,6 +62,10 @@ pub(super) struct LogCore {
     pub(super) producers: ProducerTable,
     /// Below this offset only the newest record of each key is left, of those below it.
     pub(super) compacted_to: Offset,
+    /// How often another replica's log was put in this one's place.
+    pub(super) installs: u64,
+    /// The newest generation of a file that was named since the start.
+    pub(super) newest_generation: u32,
 }
 
 /// Why a truncation or the search it needs did not work.
@@ -95,6 +99,8 @@ impl LogCore {
             raft: Arc::default(),
             producers: ProducerTable::default(),
             compacted_to: Offset::ZERO,
+            installs: 0,
+            newest_generation: 0,
         }
     }
 
@@ -392,6 +398,7 @@ impl LogCore {
         });
         self.closed = closed.collect();
         self.active = None;
+        self.installs += 1;
         self.compacted_to = Offset::ZERO;
         self.start_offset = manifest.start_offset;
         self.end_offset = manifest.end_offset;

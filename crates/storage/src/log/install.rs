@@ -74,8 +74,7 @@ impl PartitionLog {
     fn move_in(&self, incoming: &Incoming) -> Result<Vec<Arc<Segment>>, (PathBuf, io::Error)> {
         let (disk, dir) = (&self.context.disk, self.inner.lock().core.dir.clone());
         let names = disk.list(&dir).map_err(|error| (dir.clone(), error))?;
-        let generation = names.iter().map(|name| generation_of(name)).max();
-        let generation = generation.unwrap_or_default() + 1;
+        let generation = self.next_generation(&names);
         let mut segments = Vec::new();
         for arrived in &incoming.arrived {
             let fetched = match arrived {
@@ -98,6 +97,14 @@ impl PartitionLog {
         }
         disk.sync_dir(&dir).map_err(|error| (dir, error))?;
         Ok(segments)
+    }
+
+    /// A generation that no file of the partition has, nor will have: a compaction may name one at the same time.
+    pub(super) fn next_generation(&self, names: &[String]) -> u32 {
+        let newest = names.iter().map(|name| generation_of(name)).max();
+        let core = &mut self.inner.lock().core;
+        core.newest_generation = core.newest_generation.max(newest.unwrap_or_default()) + 1;
+        core.newest_generation
     }
 
     fn open_moved(&self, state: &SegmentState, path: PathBuf) -> io::Result<Arc<Segment>> {

@@ -155,6 +155,8 @@ impl Mending {
             return Ok(self.position);
         };
         let end = wound.offsets.end;
+        let holes = self.segment.may_have_holes();
+        let mut past = false;
         let unsound = |position, detail: String| {
             let path = path.clone();
             Err(RepairError::Unsound {
@@ -172,7 +174,13 @@ impl Mending {
                 Err(error) => return unsound(self.position, error.to_string()),
             };
             let (header, len) = (batch.header(), batch.bytes().len() as u64);
-            if header.base_offset != self.due {
+            past = holes && header.base_offset >= end;
+            if past {
+                break;
+            }
+            let follows =
+                header.base_offset == self.due || (holes && header.base_offset > self.due);
+            if !follows {
                 let found = header.base_offset;
                 return unsound(
                     self.position,
@@ -191,7 +199,7 @@ impl Mending {
             self.due = header.next_offset();
         }
         let reached = self.position;
-        if self.due >= end {
+        if self.due >= end || past || (holes && reached == wound.positions.end) {
             if reached != wound.positions.end {
                 return unsound(
                     reached,

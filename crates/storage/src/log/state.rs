@@ -56,6 +56,11 @@ pub(crate) struct SegmentState {
 }
 
 impl SegmentState {
+    /// Whether batches may be missing between others: where it was compacted, here or where it was copied from.
+    pub(crate) fn may_have_holes(&self) -> bool {
+        self.generation > 0
+    }
+
     /// The path of its file with an ending: `log`, `index`, `seal`, `producers`.
     pub(crate) fn path(&self, dir: &Path, ending: &str) -> PathBuf {
         let path = segment_path(dir, self.base, self.first.term, ending);

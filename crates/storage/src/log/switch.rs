@@ -5,20 +5,31 @@ use std::sync::Arc;
 use quipu_model::Offset;
 
 use super::{
-    PartitionLog, compact::PassError, core::ClosedSegment, cut::files_of, segment::Segment,
+    Inner, PartitionLog, compact::PassError, core::ClosedSegment, cut::files_of, segment::Segment,
     state::Compacted,
 };
+
+/// # Errors
+/// Where the log takes nothing more, or another one was put in its place: a pass over the old one must not speak of the new.
+fn check_same(inner: &Inner, installs: u64) -> Result<(), PassError> {
+    inner.check_taking()?;
+    match inner.core.installs == installs {
+        true => Ok(()),
+        false => Err(PassError::Changed),
+    }
+}
 
 impl PartitionLog {
     /// Lets a sealed segment take the places of closed ones that stand one behind the other. Readers that have one of these go on
     /// with it. The next checkpoint makes it durable, and removes the others' files.
     pub(super) fn switch(
         &self,
+        installs: u64,
         members: &[Arc<Segment>],
         segment: Arc<Segment>,
     ) -> Result<(), PassError> {
         let mut inner = self.inner.lock();
-        inner.check_taking()?;
+        check_same(&inner, installs)?;
         let closed = &mut inner.core.closed;
         let start = closed
             .iter()
@@ -49,11 +60,12 @@ impl PartitionLog {
     /// Notes that a segment has nothing that a pass takes away.
     pub(super) fn note_compacted(
         &self,
+        installs: u64,
         segment: &Arc<Segment>,
         compacted: Compacted,
     ) -> Result<(), PassError> {
         let mut inner = self.inner.lock();
-        inner.check_taking()?;
+        check_same(&inner, installs)?;
         let holds = |closed: &ClosedSegment| Arc::ptr_eq(&closed.segment, segment);
         if !inner.core.closed.iter().any(holds) {
             return Err(PassError::Changed);
@@ -64,9 +76,9 @@ impl PartitionLog {
     }
 
     /// Notes how far a pass went that has done all it was to.
-    pub(super) fn note_compacted_to(&self, to: Offset) -> Result<(), PassError> {
+    pub(super) fn note_compacted_to(&self, installs: u64, to: Offset) -> Result<(), PassError> {
         let mut inner = self.inner.lock();
-        inner.check_taking()?;
+        check_same(&inner, installs)?;
         inner.core.compacted_to = inner.core.compacted_to.max(to);
         inner.captured = None;
         Ok(())

@@ -120,11 +120,12 @@ pub(super) fn by_batches(
     };
     let mut wounds = Vec::new();
     let (mut position, mut due) = (0, segment.base);
-    // Unknown behind a wound: how many entries were in it is not.
-    let mut index = Some(segment.first.index);
+    let holes = segment.may_have_holes();
+    // Unknown behind a wound or a hole: how many entries were in it is not.
+    let mut index = (!holes).then_some(segment.first.index);
     while position < segment.bytes || due < segment.next_offset {
         if let Some(header) = batch_at(file, segment, position)?
-            && header.base_offset == due
+            && (header.base_offset == due || (holes && header.base_offset > due))
             && index.is_none_or(|index| is_of_term(&header, raft, index))
         {
             position += header.total_len() as u64;

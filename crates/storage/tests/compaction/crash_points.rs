@@ -117,7 +117,7 @@ impl DiskFile for RecordedFile {
 }
 
 /// Records of few keys, some of them tombstones, in several segments and from several producers.
-fn fill(subject: &mut Subject, rounds: u8) {
+pub(crate) fn fill(subject: &mut Subject, rounds: u8) {
     // From then on a start knows how large segments are.
     subject.store.as_ref().unwrap().checkpoint().unwrap();
     for n in 0..rounds {
@@ -136,7 +136,7 @@ fn fill(subject: &mut Subject, rounds: u8) {
 
 /// Two compactions, between which time passes, and the checkpoints behind them. Nothing is appended, so that every moment has the
 /// same records.
-fn compact_twice(subject: &mut Subject) {
+pub(crate) fn compact_twice(subject: &mut Subject) {
     for _ in 0..2 {
         subject.compact();
         let _ = subject.store.as_ref().unwrap().checkpoint();

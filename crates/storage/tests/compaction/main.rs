@@ -6,4 +6,5 @@ mod crash_points;
 mod hand;
 mod promises;
 mod property;
+mod repair;
 mod subject;

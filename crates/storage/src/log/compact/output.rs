@@ -7,9 +7,10 @@ use quipu_model::RecordBatch;
 use crate::{
     io::{Disk, OpenMode},
     log::{
+        PartitionLog,
         active::{ActiveSegment, StampedBatch},
         index::UNKNOWN_RAFT_INDEX,
-        segment::{Segment, generation_of},
+        segment::Segment,
         state::SegmentState,
     },
 };
@@ -25,12 +26,11 @@ pub(super) struct Output {
 impl Output {
     /// Creates the file of a segment that begins where `first` does, in a generation of its own: a crash may have left files of
     /// others, which the next checkpoint removes.
-    pub(super) fn create(disk: &dyn Disk, first: &Segment) -> io::Result<Self> {
+    pub(super) fn create(log: &PartitionLog, first: &Segment) -> io::Result<Self> {
         let dir = first.path.parent().unwrap_or(&first.path);
-        let names = disk.list(dir)?;
-        let newest = names.iter().map(|name| generation_of(name)).max();
+        let disk = &*log.context.disk;
         let state = SegmentState {
-            generation: newest.unwrap_or_default() + 1,
+            generation: log.next_generation(&disk.list(dir)?),
             ..first.state()
         };
         let path = state.path(dir, ENDINGS[0]);

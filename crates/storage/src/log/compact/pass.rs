@@ -253,7 +253,8 @@ impl Pass {
             return Ok(Progress::default());
         };
         let Some(group) = groups.front() else {
-            self.log.note_compacted_to(self.mapped_to)?;
+            self.log
+                .note_compacted_to(self.plan.installs, self.mapped_to)?;
             return Ok(Progress {
                 is_done: true,
                 ..Progress::default()
@@ -319,7 +320,7 @@ impl Pass {
             return Ok(());
         };
         let members = &self.plan.segments[group.members.clone()];
-        let output = Output::create(&*self.log.context.disk, &members[0]);
+        let output = Output::create(&self.log, &members[0]);
         *group = Group {
             members: group.members.clone(),
             at: group.members.start,
@@ -352,7 +353,8 @@ impl Pass {
         });
         let Some(output) = group.output.take() else {
             if let Some(compacted) = compacted {
-                self.log.note_compacted(first, compacted)?;
+                self.log
+                    .note_compacted(self.plan.installs, first, compacted)?;
             }
             return Ok(Progress::default());
         };
@@ -370,7 +372,7 @@ impl Pass {
                 );
                 segment.set_compacted(compacted);
                 segment.note_scrubbed(self.log.context.clock.monotonic());
-                self.log.switch(members, segment)
+                self.log.switch(self.plan.installs, members, segment)
             });
         if let Err(error) = finished {
             self.log.context.remove_files_now(&files);

@@ -17,6 +17,8 @@ pub(crate) struct Plan {
     pub(super) segments: Vec<Arc<Segment>>,
     /// Below this offset they were compacted before.
     pub(super) dirty_from: Offset,
+    /// How often another log had been put in place of this one: what is found of one says nothing of the next.
+    pub(super) installs: u64,
     pub(super) now: TimestampMs,
     pub(super) config: TopicConfig,
 }
@@ -59,6 +61,7 @@ impl PartitionLog {
                 .map(|closed| Arc::clone(&closed.segment))
                 .collect(),
             dirty_from: core.compacted_to,
+            installs: core.installs,
             now,
             config: core.config.clone(),
         });
