@@ -1,18 +1,26 @@
 //! The door for other fronts than gRPC: what the node does for its clients, in no protocol's terms.
 
+mod groups;
+
 use std::{collections::HashMap, sync::Arc};
 
 use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionId, ProducerId, TimestampMs, TopicId};
 use quipu_proto::peer::v1::{Reassign, change_request::Change};
 
+pub use self::groups::GroupFailure;
 pub use crate::{
     core::{
         ClusterDescription, EpochEnd, Fetch, Fetched, ListedOffset, NodeDescription, OffsetQuery,
         PartitionDescription, Payload, Prepared, Produce,
     },
+    groups::{
+        ClassicDescription, ClassicJoin, ClassicMember, ClassicMemberView, ClassicSync, Committed,
+        Committer, GroupError, GroupId, Joined, JoinedMember, Listing, MemberId, Protocol, Synced,
+    },
     memory::MemoryPermit,
     metadata::{Assignment, NewTopic, Topic},
 };
+pub use quipu_proto::internal::v1::StoredGroupKind as GroupKind;
 pub use quipu_replication::{Acks, Appended};
 
 use crate::{core::Core, error::BrokerError};

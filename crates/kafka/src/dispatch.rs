@@ -12,7 +12,7 @@ use crate::{
     server::KafkaConfig,
     session::Sessions,
     wire::{
-        DecodeError, Reader, Writer,
+        DecodeError, Reader, Text, Writer,
         messages::{request_header::RequestHeader, response_header::ResponseHeader},
     },
 };
@@ -24,6 +24,8 @@ pub(crate) struct Client {
     pub(crate) front: Front,
     pub(crate) config: Arc<KafkaConfig>,
     pub(crate) sessions: Mutex<Sessions>,
+    /// What it calls itself, as of the last time that it joined a group.
+    pub(crate) name: Mutex<Text>,
 }
 
 impl Client {
@@ -33,6 +35,7 @@ impl Client {
             front,
             config,
             sessions: Mutex::default(),
+            name: Mutex::default(),
         }
     }
 }
@@ -77,6 +80,8 @@ pub(crate) struct Request {
     correlation_id: i32,
     /// What its arrays' elements take, in bytes, beside its frame.
     elements: usize,
+    /// What the client calls itself.
+    client_id: Option<Text>,
     body: Body,
 }
 
@@ -118,6 +123,7 @@ macro_rules! requests {
                         return Ok(Self {
                             version,
                             correlation_id: header.correlation_id,
+                            client_id: header.client_id,
                             elements: reader.taken(),
                             body: Body::$name(message),
                         });
@@ -129,6 +135,9 @@ macro_rules! requests {
             /// Does what is asked for.
             pub(crate) async fn handle(self, client: &Arc<Client>) -> Reply {
                 let version = self.version;
+                if let Body::JoinGroup(_) = self.body {
+                    *client.name.lock() = self.client_id.unwrap_or_default();
+                }
                 match self.body {
                     $(Body::$name(request) => {
                         let flexible =
@@ -164,6 +173,16 @@ requests! {
     Fetch fetch_request::FetchRequest fetch_response::FetchResponse api::fetch::fetch,
     ListOffsets list_offsets_request::ListOffsetsRequest list_offsets_response::ListOffsetsResponse api::offsets::list_offsets,
     FindCoordinator find_coordinator_request::FindCoordinatorRequest find_coordinator_response::FindCoordinatorResponse api::coordinator::find_coordinator,
+    JoinGroup join_group_request::JoinGroupRequest join_group_response::JoinGroupResponse api::groups::join_group,
+    SyncGroup sync_group_request::SyncGroupRequest sync_group_response::SyncGroupResponse api::groups::sync_group,
+    Heartbeat heartbeat_request::HeartbeatRequest heartbeat_response::HeartbeatResponse api::groups::heartbeat,
+    LeaveGroup leave_group_request::LeaveGroupRequest leave_group_response::LeaveGroupResponse api::groups::leave_group,
+    OffsetCommit offset_commit_request::OffsetCommitRequest offset_commit_response::OffsetCommitResponse api::group_offsets::offset_commit,
+    OffsetFetch offset_fetch_request::OffsetFetchRequest offset_fetch_response::OffsetFetchResponse api::group_offsets::offset_fetch,
+    OffsetDelete offset_delete_request::OffsetDeleteRequest offset_delete_response::OffsetDeleteResponse api::group_offsets::offset_delete,
+    DescribeGroups describe_groups_request::DescribeGroupsRequest describe_groups_response::DescribeGroupsResponse api::group_admin::describe_groups,
+    ListGroups list_groups_request::ListGroupsRequest list_groups_response::ListGroupsResponse api::group_admin::list_groups,
+    DeleteGroups delete_groups_request::DeleteGroupsRequest delete_groups_response::DeleteGroupsResponse api::group_admin::delete_groups,
     InitProducerId init_producer_id_request::InitProducerIdRequest init_producer_id_response::InitProducerIdResponse api::produce::init_producer_id,
     CreateTopics create_topics_request::CreateTopicsRequest create_topics_response::CreateTopicsResponse api::topics::create_topics,
     DeleteTopics delete_topics_request::DeleteTopicsRequest delete_topics_response::DeleteTopicsResponse api::topics::delete_topics,
@@ -234,6 +253,7 @@ impl Request {
         Self {
             version: 0,
             correlation_id,
+            client_id: None,
             elements: 0,
             body: Body::ApiVersions(api::versions::in_vain()),
         }

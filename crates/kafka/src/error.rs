@@ -1,6 +1,9 @@
 //! The protocol's error codes.
 
-use quipu_broker::{BrokerError, Outcome, Reason};
+use quipu_broker::{
+    BrokerError, Outcome, Reason,
+    front::{GroupError, GroupFailure},
+};
 
 /// An error as clients know it: <https://kafka.apache.org/protocol#protocol_error_codes>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,15 +18,20 @@ pub(crate) enum ErrorCode {
     NotLeaderOrFollower = 6,
     RequestTimedOut = 7,
     MessageTooLarge = 10,
+    OffsetMetadataTooLarge = 12,
     CoordinatorLoadInProgress = 14,
     CoordinatorNotAvailable = 15,
     NotCoordinator = 16,
     InvalidTopic = 17,
     NotEnoughReplicasAfterAppend = 20,
     InvalidRequiredAcks = 21,
+    IllegalGeneration = 22,
     InconsistentGroupProtocol = 23,
+    InvalidGroupId = 24,
     UnknownMemberId = 25,
+    InvalidSessionTimeout = 26,
     RebalanceInProgress = 27,
+    InvalidCommitOffsetSize = 28,
     UnsupportedVersion = 35,
     TopicAlreadyExists = 36,
     InvalidPartitions = 37,
@@ -42,8 +50,10 @@ pub(crate) enum ErrorCode {
     InvalidFetchSessionEpoch = 71,
     FencedLeaderEpoch = 74,
     UnknownLeaderEpoch = 75,
+    MemberIdRequired = 79,
     PreferredLeaderNotAvailable = 80,
     GroupMaxSizeReached = 81,
+    FencedInstanceId = 82,
     EligibleLeadersNotAvailable = 83,
     ElectionNotNeeded = 84,
     NoReassignmentInProgress = 85,
@@ -97,6 +107,48 @@ impl From<&BrokerError> for ErrorCode {
             Reason::GroupLimit => Self::GroupMaxSizeReached,
             Reason::RebalanceInProgress => Self::RebalanceInProgress,
             Reason::Internal => Self::UnknownServerError,
+        }
+    }
+}
+
+impl From<&GroupError> for ErrorCode {
+    fn from(error: &GroupError) -> Self {
+        match error {
+            GroupError::Invalid(_) => Self::InvalidRequest,
+            GroupError::UnknownGroup(_) => Self::GroupIdNotFound,
+            GroupError::HasMembers(_) => Self::NonEmptyGroup,
+            GroupError::UnknownMember(_)
+            | GroupError::TimedOut(_)
+            | GroupError::UnknownInstance(_) => Self::UnknownMemberId,
+            GroupError::Replaced(_) | GroupError::FencedInstance(_) => Self::FencedInstanceId,
+            GroupError::StaleEpoch { .. } | GroupError::NotOwned(_) => Self::StaleMemberEpoch,
+            GroupError::Full { .. } => Self::GroupMaxSizeReached,
+            GroupError::OtherKind(_) | GroupError::OtherProtocol => Self::InconsistentGroupProtocol,
+            GroupError::MemberIdRequired(_) => Self::MemberIdRequired,
+            GroupError::StaleGeneration { .. } => Self::IllegalGeneration,
+            GroupError::RebalanceInProgress => Self::RebalanceInProgress,
+            GroupError::SessionTimeout { .. } => Self::InvalidSessionTimeout,
+            GroupError::MetadataTooLong { .. } => Self::OffsetMetadataTooLarge,
+        }
+    }
+}
+
+impl From<&GroupFailure> for ErrorCode {
+    fn from(failure: &GroupFailure) -> Self {
+        match failure {
+            GroupFailure::Refused(error) => error.into(),
+            GroupFailure::Node(error) => Self::of_coordinator(error),
+        }
+    }
+}
+
+impl ErrorCode {
+    /// Of a failure to reach a group's coordinator: clients look for it anew, or come again.
+    pub(crate) fn of_coordinator(error: &BrokerError) -> Self {
+        match error.reason {
+            Reason::NotLeader | Reason::ShuttingDown | Reason::NodeRemoved => Self::NotCoordinator,
+            Reason::Overloaded | Reason::TimedOut => Self::CoordinatorLoadInProgress,
+            _ => error.into(),
         }
     }
 }

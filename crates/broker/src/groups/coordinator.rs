@@ -14,10 +14,11 @@ use quipu_model::{PartitionKey, TimestampMs, TopicId};
 use quipu_proto::internal::v1::StoredGroupKind;
 
 use super::{
+    classic::{ClassicGroup, ClassicMember, Reply, Ticket},
     consumer::{Assignment, ConsumerGroup, Join, MemberView, Scene},
     names::{GroupError, GroupId, MemberId, Moment},
     offsets::{Committed, Offsets},
-    records::{Stored, StoredGroup},
+    records::{Stored, StoredClassic, StoredGroup},
     topics::TopicsView,
 };
 
@@ -49,11 +50,17 @@ pub(crate) struct Effects {
     pub(crate) records: Vec<Stored>,
     /// To be told to members once that is stored. A later notice to a member says all that those before it did.
     pub(crate) notices: Vec<(GroupId, MemberId, Notice)>,
+    /// Answers to requests that waited, to be given once that is stored.
+    pub(crate) replies: Vec<(Ticket, Reply)>,
 }
 
 impl Effects {
     pub(super) fn notify(&mut self, group: &GroupId, member: &MemberId, notice: Notice) {
         self.notices.push((group.clone(), member.clone(), notice));
+    }
+
+    pub(super) fn reply(&mut self, ticket: Ticket, reply: Reply) {
+        self.replies.push((ticket, reply));
     }
 }
 
@@ -68,11 +75,13 @@ pub(crate) enum Notice {
 
 /// Who stores offsets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Committer {
+pub enum Committer {
     /// Somebody outside the group.
     Outside,
     /// A member, in the epoch of the newest assignment that it knows of.
     Member { id: MemberId, epoch: u64 },
+    /// A member of a classic group.
+    Classic(ClassicMember),
 }
 
 /// Offsets to be stored.
@@ -84,11 +93,13 @@ pub(crate) struct Commit {
 
 /// A group in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Listing {
-    pub(crate) group: GroupId,
-    pub(crate) kind: StoredGroupKind,
-    pub(crate) state: &'static str,
-    pub(crate) members: usize,
+pub struct Listing {
+    pub group: GroupId,
+    pub kind: StoredGroupKind,
+    /// What kind of protocols its members speak among themselves: as Kafka names it; empty where it has none.
+    pub protocol_type: Box<str>,
+    pub state: &'static str,
+    pub members: usize,
 }
 
 /// All about a group but its offsets.
@@ -106,6 +117,29 @@ enum Members {
     #[default]
     None,
     Consumer(ConsumerGroup),
+    Classic(ClassicGroup),
+}
+
+impl Members {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Consumer(members) => members.bytes(),
+            Self::Classic(members) => members.bytes(),
+        }
+    }
+
+    /// Takes in that they are of a kind, if they were not.
+    fn replay_kind(&mut self, kind: StoredGroupKind, epoch: u64) {
+        match (&self, kind) {
+            (Self::None, StoredGroupKind::NoKind)
+            | (Self::Consumer(_), StoredGroupKind::ConsumerKind)
+            | (Self::Classic(_), StoredGroupKind::ClassicKind) => {}
+            (_, StoredGroupKind::NoKind) => *self = Self::None,
+            (_, StoredGroupKind::ConsumerKind) => *self = Self::Consumer(ConsumerGroup::new(epoch)),
+            (_, StoredGroupKind::ClassicKind) => *self = Self::Classic(ClassicGroup::new(epoch)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -128,20 +162,37 @@ impl Group {
     }
 
     fn has_members(&self) -> bool {
-        !matches!(self.members, Members::None)
+        match &self.members {
+            Members::None => false,
+            Members::Consumer(_) => true,
+            Members::Classic(members) => members.len() > 0,
+        }
     }
 
     fn listing(&self, group: &GroupId) -> Listing {
+        let protocol_type = match &self.members {
+            Members::None => "",
+            Members::Consumer(_) => "consumer",
+            Members::Classic(members) => members.protocol_type(),
+        };
         let (kind, state, members) = match &self.members {
             Members::None => (StoredGroupKind::NoKind, "EMPTY", 0),
             Members::Consumer(members) => {
                 let kind = StoredGroupKind::ConsumerKind;
                 (kind, members.state(), members.len())
             }
+            Members::Classic(members) => {
+                let kind = match members.len() {
+                    0 => StoredGroupKind::NoKind,
+                    _ => StoredGroupKind::ClassicKind,
+                };
+                (kind, members.state(), members.len())
+            }
         };
         Listing {
             group: group.clone(),
             kind,
+            protocol_type: protocol_type.into(),
             state,
             members,
         }
@@ -156,7 +207,19 @@ impl Group {
         }
         match &mut self.members {
             Members::Consumer(members) => Ok(members),
-            Members::None => Err(GroupError::UnknownGroup(group.clone())),
+            _ => Err(GroupError::OtherKind(group.clone())),
+        }
+    }
+
+    /// # Errors
+    /// Where its members are of another kind.
+    fn classic(&mut self, group: &GroupId) -> Result<&mut ClassicGroup, GroupError> {
+        if let Members::None = self.members {
+            self.members = Members::Classic(ClassicGroup::new(self.epoch));
+        }
+        match &mut self.members {
+            Members::Classic(members) => Ok(members),
+            _ => Err(GroupError::OtherKind(group.clone())),
         }
     }
 
@@ -164,7 +227,8 @@ impl Group {
     fn keeps(&self, partition: PartitionKey, at: TimestampMs, oldest: TimestampMs) -> bool {
         let used = match &self.members {
             Members::Consumer(members) => members.has_owner(partition),
-            Members::None => self.empty_since.is_some_and(|since| since >= oldest),
+            Members::Classic(members) if members.len() > 0 => true,
+            _ => self.empty_since.is_some_and(|since| since >= oldest),
         };
         used || at >= oldest
     }
@@ -211,36 +275,65 @@ impl Coordinator {
                     self.drop_void(&group);
                     return;
                 };
-                let known = self.group(&group);
-                known.epoch = value.epoch;
-                known.empty_since = value.empty_since;
-                match (&mut known.members, value.kind) {
-                    (Members::Consumer(members), StoredGroupKind::ConsumerKind) => {
-                        members.replay_epoch(value.epoch);
+                self.replay_members(&group, |known| {
+                    known.epoch = value.epoch;
+                    known.empty_since = value.empty_since;
+                    known.members.replay_kind(value.kind, value.epoch);
+                    match (&mut known.members, value.classic) {
+                        (Members::Consumer(members), _) => members.replay_epoch(value.epoch),
+                        (Members::Classic(members), Some(classic)) => {
+                            let protocol = (classic.protocol_type, classic.protocol);
+                            members.replay_group(value.epoch, protocol, classic.leader);
+                        }
+                        _ => {}
                     }
-                    (members, StoredGroupKind::ConsumerKind) => {
-                        *members = Members::Consumer(ConsumerGroup::new(value.epoch));
-                    }
-                    (members, _) => *members = Members::None,
+                });
+            }
+            Stored::Member {
+                group,
+                member,
+                value: None,
+            } => {
+                if self.groups.contains_key(&group) {
+                    self.replay_members(&group, |known| match &mut known.members {
+                        Members::None => {}
+                        Members::Consumer(members) => members.replay_member(member, None),
+                        Members::Classic(members) => members.replay_member(member, None),
+                    });
                 }
             }
             Stored::Member {
                 group,
                 member,
                 value,
-            } => {
-                if value.is_none() && !self.groups.contains_key(&group) {
-                    return;
-                }
-                let known = self.group(&group);
-                if let Ok(members) = known.consumer(&group) {
-                    let before = members.bytes();
+            } => self.replay_members(&group, |known| {
+                let kind = StoredGroupKind::ConsumerKind;
+                known.members.replay_kind(kind, known.epoch);
+                if let Members::Consumer(members) = &mut known.members {
                     members.replay_member(member, value);
-                    let after = members.bytes();
-                    self.bytes = (self.bytes + after).saturating_sub(before);
                 }
-            }
+            }),
+            Stored::ClassicMember {
+                group,
+                member,
+                value,
+            } => self.replay_members(&group, |known| {
+                let kind = StoredGroupKind::ClassicKind;
+                known.members.replay_kind(kind, known.epoch);
+                if let Members::Classic(members) = &mut known.members {
+                    members.replay_member(member, Some(value));
+                }
+            }),
         }
+    }
+
+    /// Takes in something that was stored of a group's members.
+    fn replay_members(&mut self, group: &GroupId, event: impl FnOnce(&mut Group)) {
+        let known = self.group(group);
+        let before = known.members.bytes();
+        event(known);
+        let after = known.members.bytes();
+        self.bytes = (self.bytes + after).saturating_sub(before);
     }
 
     /// Begins after the last of what was stored before.
@@ -248,11 +341,12 @@ impl Coordinator {
         self.topics = topics;
         self.next_sweep = now.elapsed + Self::SWEEP_INTERVAL;
         for group in self.groups.keys().cloned().collect::<Vec<_>>() {
-            // Nothing can be wrong with a group of another kind.
+            // It is of one of the kinds, and nothing is wrong with those of another.
             let _ = self.consumer_event(now, &group, effects, |members, scene| {
                 members.begin(scene);
                 Ok(())
             });
+            let _ = self.classic_event(now, &group, effects, ClassicGroup::begin);
         }
     }
 
@@ -279,6 +373,7 @@ impl Coordinator {
                 members.tick(scene);
                 Ok(())
             });
+            let _ = self.classic_event(now, &group, effects, ClassicGroup::tick);
         }
         if self.next_sweep <= now.elapsed {
             self.next_sweep = now.elapsed + Self::SWEEP_INTERVAL;
@@ -394,6 +489,7 @@ impl Coordinator {
             }
             Committer::Outside => {}
             Committer::Member { id, .. } => self.heartbeat(now, group, id)?,
+            Committer::Classic(member) => self.check_classic_commit(now, group, member)?,
         }
         self.check_room(group)?;
         let mut refused = Vec::new();
@@ -500,6 +596,14 @@ impl Coordinator {
             Members::Consumer(members) => {
                 let assignor = members.assignor().to_string();
                 (members.epoch(), assignor, members.members().collect())
+            }
+            Members::Classic(members) => {
+                let protocol = members.protocol().to_owned();
+                (
+                    members.generation(),
+                    protocol,
+                    members.members(&self.topics),
+                )
             }
         };
         Ok(Description {
@@ -618,6 +722,14 @@ impl Coordinator {
                 kind: known.listing(group).kind,
                 epoch: known.epoch,
                 empty_since: known.empty_since,
+                classic: match &known.members {
+                    Members::Classic(members) if members.len() > 0 => Some(StoredClassic {
+                        protocol_type: members.protocol_type().into(),
+                        protocol: members.protocol().into(),
+                        leader: members.leader().cloned(),
+                    }),
+                    _ => None,
+                },
             }),
         });
     }
@@ -706,5 +818,6 @@ impl Coordinator {
     }
 }
 
+mod classic;
 #[cfg(test)]
 mod tests;

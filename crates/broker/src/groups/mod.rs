@@ -4,6 +4,7 @@
 //! [`coordinator`] is the state machine, [`shard`] loads it and drives it beside each replica, [`Groups`] finds the right one.
 
 mod assign;
+mod classic;
 mod consumer;
 mod coordinator;
 mod names;
@@ -23,15 +24,25 @@ use tokio::{sync::watch, time::Instant};
 
 pub(crate) use self::{
     assign::Assignor,
+    classic::Reply,
     consumer::{Assignment, Join, MemberView, Spec},
-    coordinator::{Commit, Committer, Coordinator, Description, Effects, Limits, Listing, Notice},
-    names::{GroupError, GroupId, MemberId, Moment},
-    offsets::Committed,
+    coordinator::{Commit, Coordinator, Description, Effects, Limits, Notice},
+    names::Moment,
     shard::{Session, not_coordinator},
 };
 use self::{
+    classic::Ticket,
     shard::{Server, Shard},
     topics::TopicsView,
+};
+pub use self::{
+    classic::{
+        ClassicDescription, ClassicJoin, ClassicMember, ClassicMemberView, ClassicSync, Joined,
+        JoinedMember, Protocol, Synced,
+    },
+    coordinator::{Committer, Listing},
+    names::{GroupError, GroupId, MemberId},
+    offsets::Committed,
 };
 use crate::{
     core::Core,
@@ -210,6 +221,33 @@ impl Core {
             None => Err(not_coordinator()),
         };
         called.map_err(|error| self.with_coordinator(error, partition))
+    }
+
+    /// Lets an event happen at the coordinator of a group, if that is this node, and waits for the reply that comes now or later.
+    ///
+    /// # Errors
+    /// As [`Core::at_coordinator`].
+    pub(crate) async fn ask_coordinator(
+        &self,
+        group: GroupId,
+        event: impl FnOnce(&mut Coordinator, &GroupId, Ticket, Moment, &mut Effects) + Send + 'static,
+    ) -> Result<Reply, BrokerError> {
+        if self.stop.is_cancelled() {
+            return Err(BrokerError::shutting_down());
+        }
+        let partition = self.group_partition(&group).await?;
+        let event = move |coordinator: &mut Coordinator, ticket, now, effects: &mut Effects| {
+            event(coordinator, &group, ticket, now, effects);
+        };
+        let asked = match self.groups.shard(partition) {
+            Some(shard) => tokio::select! {
+                asked = shard.ask(event) => asked,
+                // The node does not stop before all are answered.
+                () = self.stop.cancelled() => Err(BrokerError::shutting_down()),
+            },
+            None => Err(not_coordinator()),
+        };
+        asked.map_err(|error| self.with_coordinator(error, partition))
     }
 
     /// Opens a member's session with the coordinator of its group, if that is this node.

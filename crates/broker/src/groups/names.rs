@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use quipu_model::{PartitionKey, TimestampMs};
+use uuid::Uuid;
 
 use crate::error::{BrokerError, Reason};
 
@@ -13,12 +14,12 @@ macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub(crate) struct $name(Arc<str>);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// # Errors
             /// Where it is empty or too long.
-            pub(crate) fn new(name: &str) -> Result<Self, GroupError> {
+            pub fn new(name: &str) -> Result<Self, GroupError> {
                 match name.len() {
                     1..=MOST_NAME_BYTES => Ok(Self(name.into())),
                     length => Err(GroupError::Invalid(format!(
@@ -29,7 +30,8 @@ macro_rules! name {
                 }
             }
 
-            pub(crate) fn as_str(&self) -> &str {
+            /// The name.
+            pub fn as_str(&self) -> &str {
                 &self.0
             }
         }
@@ -52,6 +54,14 @@ name! {
     MemberId, "member id"
 }
 
+impl MemberId {
+    /// One that nobody had before. It begins with what is given, as far as there is room.
+    pub fn fresh(prefix: &str) -> Self {
+        let prefix = &prefix[..prefix.floor_char_boundary(200)];
+        Self(format!("{prefix}-{}", Uuid::new_v4()).into())
+    }
+}
+
 /// When something happens: by the time since some moment, which never jumps, and by the clock on the wall, which may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moment {
@@ -61,7 +71,7 @@ pub(crate) struct Moment {
 
 /// Why a group did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum GroupError {
+pub enum GroupError {
     #[error("{0}")]
     Invalid(String),
     #[error("group {0:?} does not exist")]
@@ -82,18 +92,52 @@ pub(crate) enum GroupError {
     NotOwned(PartitionKey),
     #[error("{what}: {most} are as many as a coordinator keeps")]
     Full { what: &'static str, most: usize },
+    #[error(
+        "group {0} has members that speak another protocol: stop them first, or take another group"
+    )]
+    OtherKind(GroupId),
+    #[error("the member is to come again, with the id {0}")]
+    MemberIdRequired(MemberId),
+    #[error("no member of the group has the instance id {0:?}")]
+    UnknownInstance(Box<str>),
+    #[error("another member has the instance id {0:?} by now")]
+    FencedInstance(Box<str>),
+    #[error("generation {given} is over: the member must join again")]
+    StaleGeneration { given: i32 },
+    #[error("the members of the group are joining anew, and so must this one")]
+    RebalanceInProgress,
+    #[error("the member offers no protocol that all others speak")]
+    OtherProtocol,
+    #[error("a session timeout of {given:?} is refused: give {least:?} to {most:?}")]
+    SessionTimeout {
+        given: Duration,
+        least: Duration,
+        most: Duration,
+    },
+    #[error("metadata of {length} bytes is refused: give at most {most}")]
+    MetadataTooLong { length: usize, most: usize },
 }
 
 impl From<GroupError> for BrokerError {
     fn from(error: GroupError) -> Self {
         let reason = match &error {
-            GroupError::Invalid(_) => Reason::InvalidRequest,
+            GroupError::Invalid(_)
+            | GroupError::SessionTimeout { .. }
+            | GroupError::MetadataTooLong { .. } => Reason::InvalidRequest,
             GroupError::UnknownGroup(_) => Reason::UnknownGroup,
             GroupError::HasMembers(_) => Reason::GroupNotEmpty,
-            GroupError::UnknownMember(_) | GroupError::TimedOut(_) => Reason::UnknownMember,
-            GroupError::Replaced(_) | GroupError::StaleEpoch { .. } => Reason::MemberFenced,
+            GroupError::UnknownMember(_)
+            | GroupError::TimedOut(_)
+            | GroupError::MemberIdRequired(_)
+            | GroupError::UnknownInstance(_) => Reason::UnknownMember,
+            GroupError::Replaced(_)
+            | GroupError::StaleEpoch { .. }
+            | GroupError::FencedInstance(_)
+            | GroupError::StaleGeneration { .. } => Reason::MemberFenced,
             GroupError::NotOwned(_) => Reason::PartitionNotOwned,
             GroupError::Full { .. } => Reason::GroupLimit,
+            GroupError::OtherKind(_) | GroupError::OtherProtocol => Reason::OtherGroupKind,
+            GroupError::RebalanceInProgress => Reason::RebalanceInProgress,
         };
         Self::new(reason, error.to_string())
     }

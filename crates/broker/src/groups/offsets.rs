@@ -8,19 +8,19 @@ use super::names::GroupError;
 
 /// How far a group has read a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Committed {
+pub struct Committed {
     /// The offset of the next record to read.
-    pub(crate) offset: Offset,
+    pub offset: Offset,
     /// The epoch of the leader that the record before it came from.
-    pub(crate) leader_epoch: Option<LeaderEpoch>,
-    pub(crate) metadata: Box<str>,
+    pub leader_epoch: Option<LeaderEpoch>,
+    pub metadata: Box<str>,
     /// When it was stored.
-    pub(crate) at: TimestampMs,
+    pub at: TimestampMs,
 }
 
 impl Committed {
     /// The longest metadata, in bytes.
-    pub(crate) const MOST_METADATA_BYTES: usize = 4096;
+    pub const MOST_METADATA_BYTES: usize = 4096;
 
     /// # Errors
     /// Where the offset or the metadata is out of bounds.
@@ -33,11 +33,10 @@ impl Committed {
             )));
         }
         if self.metadata.len() > Self::MOST_METADATA_BYTES {
-            return Err(GroupError::Invalid(format!(
-                "metadata of {} bytes is refused: give at most {}",
-                self.metadata.len(),
-                Self::MOST_METADATA_BYTES
-            )));
+            return Err(GroupError::MetadataTooLong {
+                length: self.metadata.len(),
+                most: Self::MOST_METADATA_BYTES,
+            });
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use quipu_proto::internal::v1::{
 };
 
 use super::{
+    classic::StoredClassicMember,
     consumer::StoredMember,
     names::{GroupId, MemberId},
     offsets::Committed,
@@ -20,6 +21,16 @@ pub(crate) struct StoredGroup {
     pub(crate) epoch: u64,
     /// Since when it has no members.
     pub(crate) empty_since: Option<TimestampMs>,
+    /// Of a classic group.
+    pub(crate) classic: Option<StoredClassic>,
+}
+
+/// What is stored of a classic group besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredClassic {
+    pub(crate) protocol_type: Box<str>,
+    pub(crate) protocol: Box<str>,
+    pub(crate) leader: Option<MemberId>,
 }
 
 /// A change of what is stored. Without a value, what it names is no more.
@@ -38,6 +49,12 @@ pub(crate) enum Stored {
         group: GroupId,
         member: MemberId,
         value: Option<StoredMember>,
+    },
+    /// A member of a classic group. That it is no more is said as of any other member.
+    ClassicMember {
+        group: GroupId,
+        member: MemberId,
+        value: StoredClassicMember,
     },
 }
 
@@ -79,11 +96,7 @@ impl Stored {
                 let key = Key::Group(GroupKey {
                     group: group.to_string(),
                 });
-                let value = value.as_ref().map(|value| GroupValue {
-                    kind: value.kind.into(),
-                    epoch: value.epoch,
-                    empty_since_ms: value.empty_since.map(TimestampMs::get),
-                });
+                let value = value.as_ref().map(encode_group);
                 (key, value.map(|value| value.encode_to_vec()))
             }
             Self::Member {
@@ -99,6 +112,17 @@ impl Stored {
                     .as_ref()
                     .map(|value| MemberValue::from(value).encode_to_vec());
                 (key, value)
+            }
+            Self::ClassicMember {
+                group,
+                member,
+                value,
+            } => {
+                let key = Key::Member(MemberKey {
+                    group: group.to_string(),
+                    member: member.to_string(),
+                });
+                (key, Some(MemberValue::from(value).encode_to_vec()))
             }
         };
         (GroupRecordKey { key: Some(key) }.encode_to_vec(), value)
@@ -129,20 +153,26 @@ impl Stored {
                 let value = value.map(GroupValue::decode).transpose()?;
                 Ok(Some(Self::Group {
                     group: group(&key.group)?,
-                    value: value.map(|value| StoredGroup {
-                        kind: value.kind(),
-                        epoch: value.epoch,
-                        empty_since: value.empty_since_ms.map(TimestampMs::new),
-                    }),
+                    value: value.map(decode_group),
                 }))
             }
             Some(Key::Member(key)) => {
-                let value = value.map(MemberValue::decode).transpose()?;
+                let mut value = value.map(MemberValue::decode).transpose()?;
+                let group = group(&key.group)?;
                 let member = MemberId::new(&key.member);
-                Ok(Some(Self::Member {
-                    group: group(&key.group)?,
-                    member: member.map_err(|_| DecodeError::Field("the member's name"))?,
-                    value: value.map(StoredMember::try_from).transpose()?,
+                let member = member.map_err(|_| DecodeError::Field("the member's name"))?;
+                let classic = value.as_mut().and_then(|value| value.classic.take());
+                Ok(Some(match (value, classic) {
+                    (Some(value), Some(classic)) => Self::ClassicMember {
+                        group,
+                        member,
+                        value: StoredClassicMember::new(value, classic),
+                    },
+                    (value, _) => Self::Member {
+                        group,
+                        member,
+                        value: value.map(StoredMember::try_from).transpose()?,
+                    },
                 }))
             }
             None => Err(DecodeError::UnknownKind),
@@ -162,6 +192,34 @@ fn partition(topic: &[u8], partition: u32) -> Result<PartitionKey, DecodeError> 
         topic: TopicId::from_bytes(topic),
         partition: PartitionId::new(partition),
     })
+}
+
+fn encode_group(value: &StoredGroup) -> GroupValue {
+    let classic = value.classic.as_ref();
+    GroupValue {
+        kind: value.kind.into(),
+        epoch: value.epoch,
+        empty_since_ms: value.empty_since.map(TimestampMs::get),
+        protocol_type: classic.map_or_else(String::new, |it| it.protocol_type.to_string()),
+        protocol: classic.map_or_else(String::new, |it| it.protocol.to_string()),
+        leader: classic
+            .and_then(|it| it.leader.as_ref())
+            .map_or_else(String::new, MemberId::to_string),
+    }
+}
+
+fn decode_group(value: GroupValue) -> StoredGroup {
+    let kind = value.kind();
+    StoredGroup {
+        kind,
+        epoch: value.epoch,
+        empty_since: value.empty_since_ms.map(TimestampMs::new),
+        classic: (kind == StoredGroupKind::ClassicKind).then(|| StoredClassic {
+            protocol_type: value.protocol_type.into(),
+            protocol: value.protocol.into(),
+            leader: MemberId::new(&value.leader).ok(),
+        }),
+    }
 }
 
 fn encode_offset(value: &Committed) -> OffsetValue {

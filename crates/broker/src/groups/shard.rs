@@ -24,6 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    classic::{Reply, Ticket},
     coordinator::{Coordinator, Effects, Limits, Notice},
     names::{GroupId, MemberId, Moment},
     records::{DecodeError, Stored},
@@ -49,10 +50,24 @@ pub(super) struct Shard {
     state: RwLock<State>,
     sessions: Mutex<Sessions>,
     opened: AtomicU64,
+    /// Who waits for an answer that comes later.
+    waiting: Mutex<HashMap<Ticket, oneshot::Sender<Result<Reply, BrokerError>>>>,
 }
 
 /// The session of each member that has one here: its number, and the newest notice.
 type Sessions = HashMap<(GroupId, MemberId), (u64, watch::Sender<Option<Notice>>)>;
+
+/// A request that waits for its answer, until it is given or nobody waits any more.
+struct Waiting<'a> {
+    shard: &'a Shard,
+    ticket: Ticket,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.shard.waiting.lock().remove(&self.ticket);
+    }
+}
 
 /// A member's connection to its coordinator. It ends when another one of the same member is opened, or the coordinator ends.
 pub(crate) struct Session {
@@ -117,6 +132,7 @@ impl Shard {
             state: RwLock::new(State::Elsewhere),
             sessions: Mutex::default(),
             opened: AtomicU64::new(0),
+            waiting: Mutex::default(),
         }
     }
 
@@ -125,6 +141,7 @@ impl Shard {
         *self.state.write() = state;
         if !serves {
             self.sessions.lock().clear();
+            self.waiting.lock().clear();
         }
     }
 
@@ -196,6 +213,35 @@ impl Shard {
                 "the coordinator has too many requests waiting: retry shortly",
             )),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(not_coordinator()),
+        }
+    }
+
+    /// Lets an event happen and waits for the reply that comes of it, now or later.
+    ///
+    /// # Errors
+    /// As [`Shard::call`], and where it ceases to coordinate before it replies.
+    pub(super) async fn ask(
+        &self,
+        event: impl FnOnce(&mut Coordinator, Ticket, Moment, &mut Effects) + Send + 'static,
+    ) -> Result<Reply, BrokerError> {
+        let ticket = Ticket(self.opened.fetch_add(1, Ordering::Relaxed));
+        let (tell, told) = oneshot::channel();
+        self.waiting.lock().insert(ticket, tell);
+        let _waiting = Waiting {
+            shard: self,
+            ticket,
+        };
+        let asking = self.call(move |coordinator, now, effects| {
+            event(coordinator, ticket, now, effects);
+        });
+        asking.await?;
+        told.await.unwrap_or_else(|_| Err(not_coordinator()))
+    }
+
+    fn reply(&self, ticket: Ticket, reply: Result<Reply, BrokerError>) {
+        if let Some(tell) = self.waiting.lock().remove(&ticket) {
+            // Who asked may have given up.
+            drop(tell.send(reply));
         }
     }
 
@@ -400,12 +446,16 @@ impl Server {
     fn happen(&self, writer: &mut Writer, event: impl FnOnce(Moment, &mut Effects)) {
         let (now, mut effects) = (self.now(), Effects::default());
         event(now, &mut effects);
-        writer.take(&effects.records, now.wall, self.notices(effects.notices));
+        let records = std::mem::take(&mut effects.records);
+        writer.take(&records, now.wall, self.tell(effects));
     }
 
     /// What tells members what they are to know, once it is stored.
-    fn notices(&self, notices: Vec<(GroupId, MemberId, Notice)>) -> Option<Answer> {
-        if notices.is_empty() {
+    fn tell(&self, effects: Effects) -> Option<Answer> {
+        let Effects {
+            notices, replies, ..
+        } = effects;
+        if notices.is_empty() && replies.is_empty() {
             return None;
         }
         let shard = Arc::clone(&self.shard);
@@ -414,6 +464,9 @@ impl Server {
                 for (group, member, notice) in notices {
                     shard.notify(group, member, notice);
                 }
+            }
+            for (ticket, reply) in replies {
+                shard.reply(ticket, stored.clone().map(|()| reply));
             }
         }))
     }
@@ -429,10 +482,10 @@ impl Server {
             }
             let mut effects = Effects::default();
             let answer = work(coordinator, now, &mut effects);
-            let notices = self.notices(effects.notices);
+            let records = std::mem::take(&mut effects.records);
             // The answer first: who joins hears that it did before it hears what it owns.
-            writer.take(&effects.records, now.wall, Some(answer));
-            writer.take(&[], now.wall, notices);
+            writer.take(&records, now.wall, Some(answer));
+            writer.take(&[], now.wall, self.tell(effects));
         }
     }
 

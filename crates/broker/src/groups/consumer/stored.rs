@@ -46,6 +46,7 @@ impl From<&StoredMember> for MemberValue {
             session_timeout_ms: milliseconds(spec.session_timeout),
             rebalance_timeout_ms: milliseconds(spec.rebalance_timeout),
             owned: owned.collect(),
+            classic: None,
         }
     }
 }
