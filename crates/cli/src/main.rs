@@ -14,7 +14,6 @@ mod node;
 mod produce;
 mod settings;
 mod table;
-mod time;
 mod topic;
 mod values;
 

@@ -6,8 +6,6 @@ use clap::ValueEnum;
 use quipu_client::{Acks, Compression};
 use quipu_model::{Offset, TimestampMs};
 
-use crate::time::parse_rfc3339;
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum AcksArg {
     /// On disk on a majority of the replicas
@@ -97,7 +95,7 @@ fn parse_time(text: &str) -> Result<TimestampMs, String> {
     if let Some(ms) = digits(text).and_then(|ms| i64::try_from(ms).ok()) {
         return Ok(TimestampMs::new(ms));
     }
-    parse_rfc3339(text).ok_or_else(|| {
+    TimestampMs::parse_rfc3339(text).ok_or_else(|| {
         format!(
             "{text:?} is no time: write it as 2026-11-24T10:00:00Z, or in milliseconds since 1970"
         )

@@ -60,11 +60,17 @@ mod backoff;
 mod client;
 mod cluster;
 mod consumer;
+mod dead_letters;
+mod delay;
+mod envelope;
 mod error;
 mod groups;
 mod leaders;
+mod once;
 mod producer;
+mod requests;
 mod topics;
+mod worker;
 
 pub use admin::{
     Admin, ClusterDescription, ListedOffset, NewTopic, Node, NodeState, OffsetAt,
@@ -74,15 +80,24 @@ pub use client::{Client, ClientConfig};
 pub use consumer::{
     Assignment, Consumer, ConsumerConfig, ConsumerRecord, End, OutOfRange, RecordChunk, Start,
 };
+pub use dead_letters::{DeadLetter, DeadLetters, Letters, Redriven};
+pub use delay::{DelayRelay, Delayed};
+pub use envelope::{Envelope, EnvelopeError, TraceContext, borrow_headers};
 pub use error::{Error, ErrorReason, Outcome, Reason, Result};
 pub use groups::{
     Assignor, GroupConfig, GroupConsumer, GroupDescription, GroupListing, GroupOffset,
     MemberDescription, RebalanceListener, TopicPartition, TopicPartitions,
 };
+pub use once::Once;
 pub use producer::{
     Acks, Delivery, Producer, ProducerConfig, Record, RecordMetadata, murmur2, partition_for_key,
 };
 pub use quipu_model::{
     LeaderEpoch, Offset, TimestampMs,
     batch::{Compression, Record as StoredRecord, RecordHeader},
+};
+pub use requests::{Reply, RequestError, Requester, RequesterConfig, Responder};
+pub use worker::{
+    BreakerConfig, Failure, Handler, Order, Trail, Work, Worker, WorkerConfig, dead_letter_topic,
+    exponential_delays,
 };

@@ -8,6 +8,7 @@
 pub mod batch;
 mod ids;
 mod numbers;
+mod rfc3339;
 mod topic_config;
 mod topic_values;
 

@@ -89,6 +89,8 @@ struct Assigned {
     position: Offset,
     end: Option<Offset>,
     paused: bool,
+    /// Nothing is handed out; what was received is kept.
+    held: bool,
     /// Absent while paused and once the end is reached.
     source: Option<Source>,
     batches: VecDeque<RecordBatch>,
@@ -146,6 +148,7 @@ impl Consumer {
                 partition: *partition,
                 topic: assignment.topic.into(),
                 paused: false,
+                held: false,
                 source: None,
                 batches: VecDeque::new(),
             });
@@ -239,6 +242,14 @@ impl Consumer {
         partitions.map(|assigned| (Arc::clone(&assigned.topic), assigned.partition))
     }
 
+    /// Hands out nothing of a partition, if it is assigned, until this is taken back. What was received already is kept, unlike where
+    /// it is [paused](Self::pause).
+    pub(crate) fn hold(&mut self, topic: &str, partition: u32, held: bool) {
+        if let Ok(assigned) = self.assigned(topic, partition) {
+            assigned.held = held;
+        }
+    }
+
     pub(crate) fn has_partitions(&self) -> bool {
         !self.partitions.is_empty()
     }
@@ -252,6 +263,7 @@ impl Consumer {
             position,
             end: None,
             paused: false,
+            held: false,
             source: None,
             batches: VecDeque::new(),
         };
@@ -383,9 +395,9 @@ impl Consumer {
 }
 
 impl Assigned {
-    /// The records of the next batch; `Ready(None)` at the end, `Pending` for ever while paused.
+    /// The records of the next batch; `Ready(None)` at the end, `Pending` for ever while paused or held.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Vec<StoredRecord>>>> {
-        if self.paused {
+        if self.paused || self.held {
             return Poll::Pending;
         }
         loop {

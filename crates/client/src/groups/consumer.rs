@@ -57,6 +57,18 @@ pub struct GroupConsumer {
     over: bool,
 }
 
+/// What whoever reads as one of a group has to know, in order.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Records of these follow.
+    Begun(Vec<TopicPartition>),
+    /// Nothing more of these comes. They are the member's until [`GroupConsumer::let_go`].
+    Stopped(Vec<TopicPartition>),
+    /// Nothing more of these comes: they may be another member's already.
+    Lost(Vec<TopicPartition>),
+    Records(RecordChunk),
+}
+
 impl GroupConsumer {
     pub(crate) fn start(cluster: Arc<Cluster>, config: GroupConfig) -> Result<Self> {
         config.check()?;
@@ -151,6 +163,20 @@ impl GroupConsumer {
     ///
     /// Cancel safe.
     pub async fn next_batch(&mut self) -> Option<Result<RecordChunk>> {
+        loop {
+            match self.next_step().await? {
+                Ok(Step::Records(chunk)) => return Some(Ok(chunk)),
+                Ok(Step::Stopped(partitions)) => self.let_go(partitions),
+                Ok(Step::Begun(_) | Step::Lost(_)) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// What comes next. `None` once the group cannot be joined.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn next_step(&mut self) -> Option<Result<Step>> {
         self.ask();
         loop {
             if self.over {
@@ -158,29 +184,45 @@ impl GroupConsumer {
             }
             tokio::select! {
                 biased;
-                event = self.events.recv() => if let Some(error) = self.follow(event) {
-                    return Some(Err(error));
-                },
+                event = self.events.recv() => return self.take(event),
                 chunk = self.consumer.next_batch(), if self.consumer.has_partitions() => match chunk {
                     Some(Ok(chunk)) => {
                         if let Some(last) = chunk.records.last() {
                             let partition = (Arc::clone(&chunk.topic), chunk.partition);
                             self.hand(partition, last.offset.plus(1));
                         }
-                        return Some(Ok(chunk));
+                        return Some(Ok(Step::Records(chunk)));
                     }
                     Some(Err(error)) if is_passing(&error) => {}
                     Some(Err(error)) => return Some(Err(error)),
                     // All partitions are at an end: only another event changes that.
-                    None => if let Some(error) = {
+                    None => {
                         let event = self.events.recv().await;
-                        self.follow(event)
-                    } {
-                        return Some(Err(error));
-                    },
+                        return self.take(event);
+                    }
                 },
             }
         }
+    }
+
+    /// All that these partitions had to do with this member is done: they may go to another one.
+    pub(crate) fn let_go(&self, partitions: Vec<TopicPartition>) {
+        // The driver is gone: then so is the membership.
+        let _ = self.commands.send(Command::LetGo(partitions));
+    }
+
+    /// Hands out nothing of a partition for now; what was received of it already is kept.
+    pub(crate) fn hold(&mut self, topic: &str, partition: u32, held: bool) {
+        self.consumer.hold(topic, partition, held);
+    }
+
+    /// Stores offsets, beside the reading. They are of the member as it is when this comes to be done.
+    pub(crate) fn storing(
+        &self,
+        offsets: Vec<(TopicPartition, Offset)>,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let progress = Arc::clone(&self.progress);
+        async move { progress.store_offsets(&offsets).await }
     }
 
     /// Stores how far all that was handed out reaches and leaves the group; with an instance id, the place is kept for the
@@ -219,31 +261,48 @@ impl GroupConsumer {
 
     /// Does what the driver says. An error is the last item of the stream.
     fn follow(&mut self, event: Option<Event>) -> Option<Error> {
+        match self.take(event)? {
+            Ok(Step::Stopped(partitions)) => self.let_go(partitions),
+            Ok(_) => {}
+            Err(error) => return Some(error),
+        }
+        None
+    }
+
+    fn take(&mut self, event: Option<Event>) -> Option<Result<Step>> {
         match event {
-            Some(Event::Begin(partitions)) => {
-                for ((topic, partition), offset) in partitions {
-                    self.consumer.add(topic, partition, offset);
+            Some(Event::Begin(begun)) => {
+                let mut partitions = Vec::new();
+                for (partition, offset) in begun {
+                    let (topic, number) = &partition;
+                    self.consumer.add(Arc::clone(topic), *number, offset);
+                    partitions.push(partition);
                 }
+                Some(Ok(Step::Begun(partitions)))
             }
             Some(Event::Stop(partitions)) => {
-                for (topic, partition) in &partitions {
-                    self.consumer.remove(topic, *partition);
-                }
-                // The driver is gone: then so is the membership.
-                let _ = self.commands.send(Command::LetGo(partitions));
+                self.remove(&partitions);
+                Some(Ok(Step::Stopped(partitions)))
             }
             Some(Event::Lost(partitions)) => {
-                for (topic, partition) in &partitions {
-                    self.consumer.remove(topic, *partition);
-                }
+                self.remove(&partitions);
+                Some(Ok(Step::Lost(partitions)))
             }
             Some(Event::Failed(error)) => {
                 self.over = true;
-                return Some(error);
+                Some(Err(error))
             }
-            None => self.over = true,
+            None => {
+                self.over = true;
+                None
+            }
         }
-        None
+    }
+
+    fn remove(&mut self, partitions: &[TopicPartition]) {
+        for (topic, partition) in partitions {
+            self.consumer.remove(topic, *partition);
+        }
     }
 }
 

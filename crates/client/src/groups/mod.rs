@@ -14,3 +14,4 @@ pub use self::{
     config::{Assignor, GroupConfig, RebalanceListener, TopicPartition},
     consumer::GroupConsumer,
 };
+pub(crate) use self::{consumer::Step, progress::is_lost};

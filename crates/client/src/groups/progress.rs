@@ -154,7 +154,7 @@ impl Progress {
 
 /// Whether an offset was refused because the partition is not the member's any more: whoever has it now goes on from what was
 /// stored before.
-pub(super) fn is_lost(error: &Error) -> bool {
+pub(crate) fn is_lost(error: &Error) -> bool {
     [
         ErrorReason::PartitionNotOwned,
         ErrorReason::MemberFenced,

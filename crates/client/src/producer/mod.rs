@@ -224,7 +224,7 @@ impl Producer {
     clippy::disallowed_methods,
     reason = "the one place where the client reads the time of day; everything that waits goes by tokio's clock"
 )]
-fn now() -> TimestampMs {
+pub(crate) fn now() -> TimestampMs {
     let since_epoch = std::time::SystemTime::UNIX_EPOCH.elapsed();
     TimestampMs::new(since_epoch.map_or(0, |elapsed| elapsed.as_millis() as i64))
 }

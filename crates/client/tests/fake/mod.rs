@@ -1,4 +1,4 @@
-//! A broker in memory: one topic, the rules of idempotent producers, and a script of what goes wrong. It is reached through
+//! A broker in memory: one topic at first, the rules of idempotent producers, and a script of what goes wrong. It is reached through
 //! in-memory pipes, so that tests run under tokio's paused clock. Several brokers can share a log: whatever one stored, all have.
 #![allow(
     dead_code,
@@ -8,8 +8,10 @@
     reason = "each test program uses a part of it"
 )]
 
+mod groups;
+
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     io,
     pin::Pin,
     sync::{
@@ -24,10 +26,11 @@ use futures::Stream;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use quipu_client::{Client, ClientConfig, ErrorReason};
-use quipu_model::{LeaderEpoch, Offset, ProducerId, RecordBatch};
+use quipu_model::{LeaderEpoch, Offset, ProducerId, RecordBatch, batch::Record};
 use quipu_proto::v1::{
     self,
     admin_server::{Admin, AdminServer},
+    groups_server::GroupsServer,
     list_offsets_request::At,
     log_server::{Log, LogServer},
     produce_request::Payload,
@@ -42,6 +45,7 @@ use tonic::{
     Request, Response, Status, Streaming,
     transport::{Channel, Endpoint, Server},
 };
+use tonic_types::{ErrorDetails, StatusExt};
 
 pub const TOPIC: &str = "t";
 
@@ -85,9 +89,17 @@ pub struct Broker {
 
 #[derive(Default)]
 struct State {
-    partitions: Vec<Partition>,
+    topics: BTreeMap<String, Vec<Partition>>,
     next_producer: i64,
     fetches: u64,
+    /// How far groups have read.
+    offsets: BTreeMap<(String, String, u32), u64>,
+}
+
+impl State {
+    fn partition(&mut self, topic: &str, partition: u32) -> &mut Partition {
+        &mut self.topics.get_mut(topic).unwrap()[partition as usize]
+    }
 }
 
 #[derive(Default)]
@@ -108,10 +120,8 @@ struct Producer {
 
 impl Broker {
     pub fn start(partitions: usize, script: impl FnMut(u64) -> Fate + Send + 'static) -> Arc<Self> {
-        let state = State {
-            partitions: (0..partitions).map(|_| Partition::default()).collect(),
-            ..State::default()
-        };
+        let mut state = State::default();
+        state.topics.insert(TOPIC.to_owned(), empty(partitions));
         let (state, end) = (Arc::new(Mutex::new(state)), Arc::default());
         Self::serve("fake:9093", state, end, Box::new(script))
     }
@@ -150,7 +160,8 @@ impl Broker {
             let log = LogServer::new(service.clone()).max_decoding_message_size(64 << 20);
             Server::builder()
                 .add_service(log)
-                .add_service(AdminServer::new(service))
+                .add_service(AdminServer::new(service.clone()))
+                .add_service(GroupsServer::new(service))
                 .serve_with_incoming(ReceiverStream::new(incoming))
                 .await
                 .unwrap();
@@ -232,7 +243,7 @@ impl Broker {
     /// Forgets everything before an offset.
     pub fn trim(&self, partition: usize, start: u64) {
         let mut state = self.state.lock();
-        let partition = &mut state.partitions[partition];
+        let partition = state.partition(TOPIC, partition as u32);
         partition.start = start;
         partition
             .batches
@@ -241,15 +252,31 @@ impl Broker {
 
     /// The values stored in a partition, as text.
     pub fn values(&self, partition: usize) -> Vec<String> {
+        let records = self.records(TOPIC, partition as u32).into_iter();
+        let values = records.map(|record| String::from_utf8(record.value.unwrap().to_vec()));
+        values.map(Result::unwrap).collect()
+    }
+
+    /// The records stored in a partition; none where there is no such topic.
+    pub fn records(&self, topic: &str, partition: u32) -> Vec<Record> {
         let state = self.state.lock();
-        let batches = state.partitions[partition].batches.iter();
-        batches
-            .flat_map(|batch| batch.records().unwrap())
-            .map(|record| {
-                let value = record.unwrap().value.unwrap();
-                String::from_utf8(value.to_vec()).unwrap()
-            })
-            .collect()
+        let Some(partitions) = state.topics.get(topic) else {
+            return Vec::new();
+        };
+        let batches = partitions[partition as usize].batches.iter();
+        let records = batches.flat_map(|batch| batch.records().unwrap());
+        records.map(Result::unwrap).collect()
+    }
+
+    /// The topics that there are, by name.
+    pub fn topics(&self) -> Vec<String> {
+        self.state.lock().topics.keys().cloned().collect()
+    }
+
+    /// How far a group has read a partition.
+    pub fn group_offset(&self, group: &str, topic: &str, partition: u32) -> Option<u64> {
+        let key = (group.to_owned(), topic.to_owned(), partition);
+        self.state.lock().offsets.get(&key).copied()
     }
 
     fn append(&self, request: &ProduceRequest) -> ProduceResponse {
@@ -259,7 +286,10 @@ impl Broker {
         let batch = RecordBatch::from_bytes(bytes).unwrap();
         batch.validate_records().unwrap();
         let mut state = self.state.lock();
-        let partition = &mut state.partitions[request.partition as usize];
+        if !state.topics.contains_key(&request.topic) {
+            return refusal(request, ErrorReason::UnknownTopic, false);
+        }
+        let partition = state.partition(&request.topic, request.partition);
         match partition.append(batch) {
             Ok((base, duplicate)) => {
                 self.end.send_modify(|changes| *changes += 1);
@@ -303,8 +333,8 @@ impl Broker {
     }
 
     fn read(&self, request: &FetchStreamRequest) -> Result<(Bytes, u64), Error> {
-        let state = self.state.lock();
-        let partition = &state.partitions[request.partition as usize];
+        let mut state = self.state.lock();
+        let partition = state.partition(&request.topic, request.partition);
         if request.offset < partition.start || request.offset > partition.end {
             return Err(error(ErrorReason::OffsetOutOfRange, false));
         }
@@ -358,6 +388,18 @@ impl Partition {
             .push(batch.stamped(Offset::new(base), LeaderEpoch::new(1)));
         Ok((base, false))
     }
+}
+
+fn empty(partitions: usize) -> Vec<Partition> {
+    (0..partitions).map(|_| Partition::default()).collect()
+}
+
+fn no_such_topic() -> Status {
+    let pairs = [("retryable", "false"), ("outcome", "DEFINITE")];
+    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let reason = ErrorReason::UnknownTopic.as_str_name();
+    let details = ErrorDetails::with_error_info(reason, "quipu.dev", HashMap::from(pairs));
+    Status::with_error_details(tonic::Code::NotFound, "no such topic", details)
 }
 
 fn error(reason: ErrorReason, retryable: bool) -> Error {
@@ -465,8 +507,8 @@ impl Log for Services {
         request: Request<ListOffsetsRequest>,
     ) -> Result<Response<ListOffsetsResponse>, Status> {
         let request = request.into_inner();
-        let state = self.0.state.lock();
-        let partition = &state.partitions[request.partition as usize];
+        let mut state = self.0.state.lock();
+        let partition = state.partition(&request.topic, request.partition);
         let offset = match request.at {
             Some(At::Earliest(_)) => partition.start,
             _ => partition.end,
@@ -500,11 +542,12 @@ impl Admin for Services {
         &self,
         request: Request<DescribeTopicRequest>,
     ) -> Result<Response<DescribeTopicResponse>, Status> {
-        if request.into_inner().name != TOPIC {
-            return Err(Status::not_found("no such topic"));
-        }
+        let name = request.into_inner().name;
         self.0.speak().await;
-        let count = self.0.state.lock().partitions.len() as u32;
+        let known = self.0.state.lock().topics.get(&name).map(Vec::len);
+        let Some(count) = known.map(|count| count as u32) else {
+            return Err(no_such_topic());
+        };
         let (leader, leader_epoch) = *self.0.leader.lock();
         let partition = |partition| PartitionDescription {
             partition,
@@ -523,9 +566,19 @@ impl Admin for Services {
 
     async fn create_topic(
         &self,
-        _: Request<CreateTopicRequest>,
+        request: Request<CreateTopicRequest>,
     ) -> Result<Response<CreateTopicResponse>, Status> {
-        Err(Status::unimplemented("not needed"))
+        let request = request.into_inner();
+        let mut state = self.0.state.lock();
+        let partitions = empty(request.partitions as usize);
+        state.topics.insert(request.name.clone(), partitions);
+        drop(state);
+        self.0.end.send_modify(|changes| *changes += 1);
+        let topic = Topic {
+            name: request.name,
+            ..Topic::default()
+        };
+        Ok(Response::new(CreateTopicResponse { topic: Some(topic) }))
     }
 
     async fn list_topics(

@@ -1,9 +1,44 @@
 //! Times of day as people write them.
 
-use quipu_model::TimestampMs;
+use crate::TimestampMs;
 
-/// Reads an RFC 3339 date and time, such as `2026-11-24T10:00:00Z` or `2026-11-24 10:00:00.250+01:00`.
-pub(crate) fn parse_rfc3339(text: &str) -> Option<TimestampMs> {
+impl TimestampMs {
+    /// Reads an RFC 3339 date and time, such as `2026-11-24T10:00:00Z` or `2026-11-24 10:00:00.250+01:00`. What is finer than a
+    /// millisecond is cut off. `None` where it is not one.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        parse(text)
+    }
+
+    /// The time as RFC 3339 writes it, in UTC: `2026-11-24T10:00:00.250Z`. `None` outside the years 0 to 9999.
+    pub fn to_rfc3339(self) -> Option<String> {
+        let (seconds, millis) = (self.get().div_euclid(1000), self.get().rem_euclid(1000));
+        let (days, clock) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+        let (year, month, day) = date(days);
+        if !(0..=9999).contains(&year) {
+            return None;
+        }
+        let (hour, minute, second) = (clock / 3600, clock / 60 % 60, clock % 60);
+        Some(format!(
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z"
+        ))
+    }
+}
+
+/// The date so many days after 1970-01-01, by years that begin in March, so that a leap day is a year's last.
+fn date(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    (year, month, day)
+}
+
+fn parse(text: &str) -> Option<TimestampMs> {
     let (date, rest) = text.split_at_checked(10)?;
     let rest = rest.strip_prefix(['T', 't', ' '])?;
     let (clock, rest) = rest.split_at_checked(8)?;
@@ -88,7 +123,7 @@ fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_rfc3339;
+    use super::TimestampMs;
 
     #[test]
     fn times_that_rfc_3339_allows() {
@@ -100,7 +135,11 @@ mod tests {
             ("2024-02-29 12:00:00.1239+05:30", 1_709_188_200_123),
             ("2026-11-24T10:00:00z", 1_795_514_400_000),
         ] {
-            assert_eq!(parse_rfc3339(text).map(|t| t.get()), Some(ms), "{text}");
+            assert_eq!(
+                TimestampMs::parse_rfc3339(text).map(TimestampMs::get),
+                Some(ms),
+                "{text}"
+            );
         }
     }
 
@@ -119,7 +158,26 @@ mod tests {
             "2026-02-28T10:00:00Zulu",
             "2026-0é-28T10:00:00Z",
         ] {
-            assert_eq!(parse_rfc3339(text), None, "{text}");
+            assert_eq!(TimestampMs::parse_rfc3339(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_the_same_time() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (951_868_799_999, "2000-02-29T23:59:59.999Z"),
+            (1_795_514_400_250, "2026-11-24T10:00:00.250Z"),
+        ] {
+            assert_eq!(TimestampMs::new(ms).to_rfc3339().as_deref(), Some(text));
+        }
+        for ms in (0..100_000).map(|n| n * 43_201_017 - 62_000_000_000_000 + n) {
+            let time = TimestampMs::new(ms);
+            let text = time.to_rfc3339().unwrap();
+            assert_eq!(TimestampMs::parse_rfc3339(&text), Some(time), "{text}");
+        }
+        assert_eq!(TimestampMs::new(i64::MAX).to_rfc3339(), None);
+        assert_eq!(TimestampMs::new(i64::MIN).to_rfc3339(), None);
     }
 }
