@@ -4,6 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use quipu_model::NodeId;
 use quipu_storage::io::Disk as _;
+use tokio::time::Instant;
 
 use crate::{
     cluster::{Cluster, Death},
@@ -69,8 +70,14 @@ const FAULTS: [(u64, Fault); 18] = [
 
 /// Lets things go wrong for as long as it runs.
 pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
+    let mut quiet_until = None;
     loop {
         tokio::time::sleep(luck.millis(200..6000)).await;
+        // Here, and not by a task that may end after this one: nobody else is made to produce when all is well again.
+        if quiet_until.is_some_and(|until| until <= Instant::now()) {
+            cluster.quiet.store(false, Ordering::Relaxed);
+            quiet_until = None;
+        }
         let fault = draw(&mut luck);
         let (node, other) = (pick(&cluster, &mut luck), pick(&cluster, &mut luck));
         let lasts = luck.millis(200..9000) * if luck.per_mille(80) { 6 } else { 1 };
@@ -84,6 +91,8 @@ pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
             // Nothing else happens until groups sleep; then it does.
             cluster.quiet.store(true, Ordering::Relaxed);
             tokio::time::sleep(luck.millis(10_000..60_000)).await;
+            quiet_until = Some(Instant::now() + lasts);
+            continue;
         }
         let cluster = cluster.clone();
         tokio::spawn(async move {
@@ -154,10 +163,8 @@ async fn inflict(
             let hour = 60 * 60 * 1000;
             cluster.step_clock(node, (number % (2 * hour)) as i64 - hour as i64);
         }
-        Fault::Quiet => {
-            tokio::time::sleep(lasts).await;
-            cluster.quiet.store(false, Ordering::Relaxed);
-        }
+        // Begun and ended above.
+        Fault::Quiet => {}
         Fault::PowerLossWhileWriting
         | Fault::SlowDisk
         | Fault::FullDisk
