@@ -16,7 +16,7 @@ use futures::{
 use parking_lot::Mutex;
 use quipu_model::{NodeId, PartitionId, PartitionKey, TopicConfig, TopicId};
 use quipu_replication::{AppendError, Origin, Partition, Replicator};
-use quipu_storage::{Store, StoreConfig, UnrecoveredStore, io::FaultyDisk};
+use quipu_storage::{PartitionDamage, Store, StoreConfig, UnrecoveredStore, io::FaultyDisk};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     network::Network,
     placement::Placement,
     replicas,
+    rot::Rot,
     trace::{Trace, note},
     wire::Wire,
     workers::{NodeWorkers, Pace},
@@ -51,6 +52,7 @@ pub(crate) struct Cluster {
     pub(crate) trace: Trace,
     pub(crate) mutant: Option<Mutant>,
     pub(crate) placement: Placement,
+    pub(crate) rot: Rot,
     /// Nobody produces.
     pub(crate) quiet: Arc<AtomicBool>,
     states: Arc<Mutex<BTreeMap<NodeId, Node>>>,
@@ -126,6 +128,7 @@ impl Cluster {
         Self {
             states: Arc::new(Mutex::new(states.collect())),
             placement: Placement::new(&nodes, &keys, replicas),
+            rot: Rot::default(),
             quiet: Arc::default(),
             keys,
             nodes,
@@ -146,6 +149,11 @@ impl Cluster {
             Life::Up(up) => Some(up.clone()),
             Life::Down | Life::Starting => None,
         }
+    }
+
+    /// What a node's disk holds.
+    pub(crate) fn platter(&self, node: NodeId) -> Option<FaultyDisk> {
+        Some(self.states.lock().get(&node)?.platter.clone())
     }
 
     pub(crate) fn all_up(&self) -> bool {
@@ -170,14 +178,14 @@ impl Cluster {
         };
         note!(self.trace, "node {node} starts its life {boot}");
         platter.set_capacity(u64::MAX);
-        let forgets_names = self.mutant == Some(Mutant::SkipsNameSyncs);
-        let disk = NodeDisk::new(platter.clone(), self.draw(), forgets_names);
+        let disk = NodeDisk::new(platter.clone(), self.draw(), self.mutant);
         let pace = Arc::new(Pace::new(Luck::new(self.draw())));
         let workers = NodeWorkers::new(Arc::clone(&pace), platter);
         let opened = UnrecoveredStore::open(Arc::new(disk.clone()), clock, store_config())
             .and_then(|store| store.with_workers(Arc::new(workers)).recover());
+        let expected = |damage: &PartitionDamage| self.rot.struck(node, damage.key);
         let store = match opened {
-            Ok((store, report)) if report.damaged.is_empty() => Arc::new(store),
+            Ok((store, report)) if report.damaged.iter().all(expected) => Arc::new(store),
             Ok((_, report)) => return self.does_not_start(node, &report.damaged),
             Err(error) => return self.does_not_start(node, &error),
         };
@@ -327,9 +335,11 @@ impl Cluster {
             .find(|(_, partition)| partition.is_leader())
     }
 
-    /// Stops a node as an operator does.
-    pub(crate) async fn stop(&self, node: NodeId) {
-        let Some(up) = self.take(node) else { return };
+    /// Stops a node as an operator does. Whether it ran, and ended well.
+    pub(crate) async fn stop(&self, node: NodeId) -> bool {
+        let Some(up) = self.take(node) else {
+            return false;
+        };
         note!(self.trace, "node {node} stops");
         let replicas = up.replicas();
         let handing = replicas.iter().filter(|replica| replica.is_leader());
@@ -337,10 +347,12 @@ impl Cluster {
         for partition in replicas {
             partition.shutdown().await;
         }
-        if let Err(failure) = up.store.close() {
+        let closed = up.store.close();
+        if let Err(failure) = &closed {
             note!(self.trace, "node {node} stops badly: {failure}");
         }
         self.leave(node, up.disk.kill());
+        closed.is_ok()
     }
 
     /// Whoever ends a life takes it first: nobody else does.
@@ -391,12 +403,13 @@ impl Cluster {
     }
 }
 
-/// Small, so that files roll and checkpoints come often.
+/// Small, so that files roll and checkpoints come often; and what is sealed is read again often.
 fn store_config() -> StoreConfig {
     StoreConfig {
         wal_file_bytes: 64 << 10,
         checkpoint_bytes: 160 << 10,
         wal_max_bytes: 1 << 20,
+        scrub_interval: Duration::from_secs(20),
         ..StoreConfig::default()
     }
 }

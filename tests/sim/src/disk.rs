@@ -15,6 +15,8 @@ use quipu_model::Position;
 use quipu_storage::io::{Disk, DiskFile, FaultyDisk, OpenMode};
 use tokio::sync::Notify;
 
+use crate::mutants::Mutant;
+
 /// What one life of a node sees of its disk. Once that life is over every call is an error.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeDisk {
@@ -34,12 +36,11 @@ struct Power {
     seed: u64,
     /// Syncs are answered and not done.
     lies: AtomicBool,
-    /// Names are not synced.
-    forgets_names: bool,
+    mutant: Option<Mutant>,
 }
 
 impl NodeDisk {
-    pub(crate) fn new(platter: FaultyDisk, seed: u64, forgets_names: bool) -> Self {
+    pub(crate) fn new(platter: FaultyDisk, seed: u64, mutant: Option<Mutant>) -> Self {
         let power = Arc::new(Power {
             lost: AtomicBool::new(false),
             heard: Notify::new(),
@@ -48,7 +49,7 @@ impl NodeDisk {
             left: Mutex::new(None),
             seed,
             lies: AtomicBool::new(false),
-            forgets_names,
+            mutant,
         });
         Self { platter, power }
     }
@@ -144,11 +145,16 @@ impl Disk for NodeDisk {
         self.operate()?.remove_dir_all(dir)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.operate()?.rename(from, to)
+        let disk = self.operate()?;
+        let mended = to.extension().is_some_and(|ending| ending == "mended");
+        if mended && self.power.mutant == Some(Mutant::LeavesRot) {
+            return Ok(());
+        }
+        disk.rename(from, to)
     }
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let disk = self.operate()?;
-        if self.power.forgets_names {
+        if self.power.mutant == Some(Mutant::SkipsNameSyncs) {
             return Ok(());
         }
         disk.sync_dir(dir)

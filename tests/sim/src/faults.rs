@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::{
     cluster::{Cluster, Death},
     luck::Luck,
+    rot,
     trace::note,
 };
 
@@ -38,13 +39,15 @@ enum Fault {
     FullDisk,
     FailingSync,
     FailingWrite,
+    /// A byte of a node's disk changes by itself.
+    Rot,
     /// A clock is set wrong.
     ClockStep,
     /// Nobody produces for so long that groups fall asleep.
     Quiet,
 }
 
-const FAULTS: [(u64, Fault); 17] = [
+const FAULTS: [(u64, Fault); 18] = [
     (4, Fault::PowerLoss),
     (5, Fault::PowerLossWhileWriting),
     (3, Fault::PowerCut),
@@ -60,6 +63,7 @@ const FAULTS: [(u64, Fault); 17] = [
     (2, Fault::FullDisk),
     (2, Fault::FailingSync),
     (1, Fault::FailingWrite),
+    (4, Fault::Rot),
     (1, Fault::ClockStep),
     (2, Fault::Quiet),
 ];
@@ -154,6 +158,7 @@ async fn inflict(
             tokio::time::sleep(lasts).await;
             cluster.network.delay(0);
         }
+        Fault::Rot => rot::strike(cluster, node, lasts, number).await,
         Fault::ClockStep => {
             let hour = 60 * 60 * 1000;
             cluster.step_clock(node, (number % (2 * hour)) as i64 - hour as i64);

@@ -21,6 +21,7 @@ mod placement;
 mod readers;
 mod replicas;
 mod retention;
+mod rot;
 mod run;
 mod seeds;
 mod trace;

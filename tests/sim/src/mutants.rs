@@ -60,6 +60,10 @@ pub(crate) enum Mutant {
     HidesLosses,
     /// Groups never sleep.
     StaysAwake,
+    /// What rotted is said to be as it is to be.
+    TrustsDisk,
+    /// What a repair makes does not take the place of what rotted.
+    LeavesRot,
 }
 
 impl Mutant {
@@ -115,6 +119,9 @@ impl Mutant {
             Self::TransfersToOneBehind => &["handover"],
             Self::HidesLosses => &["wakes"],
             Self::StaysAwake => &["silent"],
+            // A replica that is changed may be shown to nobody, but copied from.
+            Self::TrustsDisk => &["unchanged", "equal", "whole"],
+            Self::LeavesRot => &["whole"],
         }
     }
 }

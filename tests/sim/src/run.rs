@@ -35,7 +35,7 @@ use crate::{
     moves,
     mutants::Mutant,
     readers::Reader,
-    retention,
+    retention, rot,
     trace::Trace,
     transfers,
 };
@@ -213,6 +213,7 @@ impl Course {
         self.heal().await;
         retention.iter().for_each(JoinHandle::abort);
         self.take_records(&producers).await;
+        rot::wait_whole(cluster).await;
         calm::settle(cluster, self.plan.replicas).await;
         calm::hand_over(cluster).await;
         let down = calm::sleep_and_wake(cluster).await;
@@ -223,6 +224,7 @@ impl Course {
         self.stop_producers(producers).await;
         self.become_equal().await;
         self.compare().await;
+        rot::check_disks(cluster);
     }
 
     /// Runs something for every partition, each with luck of its own.

@@ -25,6 +25,13 @@ pub(super) fn run(dir: &Path) -> Result<()> {
     for problem in &report.problems {
         writeln!(out, "DAMAGED: {problem}")?;
     }
+    for index in &report.stale_indexes {
+        let index = index.display();
+        writeln!(
+            out,
+            "not as it was written, and made again when it is needed: {index}"
+        )?;
+    }
     writeln!(
         out,
         "{} partitions, {} segments, {} batches in {} bytes, {} records in the write-ahead log",

@@ -17,12 +17,13 @@ use super::{
     append::is_full,
     check_copied,
     index::{IndexEntry, UNKNOWN_RAFT_INDEX},
+    mend::check_blocks,
     seal::{BLOCK_BYTES, BlockCrcs, Seal},
-    segment::{Segment, segment_path},
+    segment::{Segment, base_of, segment_path},
 };
 use crate::{
     PartitionDamage, StorageFailure,
-    io::{DiskFile, OpenMode, read_whole},
+    io::{Disk, DiskFile, OpenMode, read_whole},
 };
 
 pub(super) const INCOMING_DIR: &str = "incoming";
@@ -157,7 +158,7 @@ impl Incoming {
     fn advance(&mut self) -> Result<(), IncomingError> {
         while let Some(wanted) = self.manifest.segments.get(self.arrived.len()).copied() {
             if self.growing.is_none() {
-                if let Some(arrived) = self.find(wanted) {
+                if let Some(arrived) = self.find(wanted)? {
                     self.arrived.push(arrived);
                     continue;
                 }
@@ -173,19 +174,28 @@ impl Incoming {
         Ok(())
     }
 
-    /// A segment that is here already.
-    fn find(&self, wanted: ManifestSegment) -> Option<Arrived> {
+    /// A segment that is here already. One beside the log may have lain there for long: what of it is not as its seal says is
+    /// removed, and copied again.
+    fn find(&self, wanted: ManifestSegment) -> Result<Option<Arrived>, IncomingError> {
         if let Some(kept) = self.log.holds_same(wanted) {
-            return Some(Arrived::Kept(kept));
+            return Ok(Some(Arrived::Kept(kept)));
         }
-        let path = path_of(&self.log, wanted, "seal");
-        let seal = read_whole(&*self.log.context.disk, &path).ok()?;
-        let seal = Seal::decode(&seal).ok()?;
-        let same = seal.base == wanted.base
-            && seal.next_offset == wanted.next_offset
-            && seal.data_bytes == wanted.bytes
-            && wanted.checksum.is_none_or(|sum| sum == seal.checksum());
-        same.then_some(Arrived::Fetched(wanted))
+        let disk = &*self.log.context.disk;
+        let Ok(seal) = read_whole(disk, &path_of(&self.log, wanted, "seal")) else {
+            return Ok(None);
+        };
+        let same = Seal::decode(&seal).is_ok_and(|seal| {
+            seal.base == wanted.base
+                && seal.next_offset == wanted.next_offset
+                && seal.data_bytes == wanted.bytes
+                && wanted.checksum.is_none_or(|sum| sum == seal.checksum())
+                && is_as_sealed(disk, &path_of(&self.log, wanted, "log"), &seal)
+        });
+        if !same {
+            self.remove(wanted)?;
+            return Ok(None);
+        }
+        Ok(Some(Arrived::Fetched(wanted)))
     }
 
     fn seal(&mut self, wanted: ManifestSegment) -> Result<(), IncomingError> {
@@ -372,6 +382,34 @@ impl Growing {
         self.crcs.update(bytes);
         self.segment.publish(position, self.due, newest);
     }
+}
+
+fn is_as_sealed(disk: &dyn Disk, log: &Path, seal: &Seal) -> bool {
+    let opened = disk.open(log, OpenMode::Read);
+    opened.is_ok_and(|file| check_blocks(&*file, seal).is_ok())
+}
+
+/// Removes what was on its way here when the node ended, where the log's newest segment begins behind it: the log has gone on
+/// otherwise, and nobody takes it up again.
+///
+/// # Errors
+/// Where the disk fails.
+pub(super) fn remove_overtaken(
+    disk: &dyn Disk,
+    log: &Path,
+    newest: Option<Offset>,
+) -> io::Result<()> {
+    let dir = log.join(INCOMING_DIR);
+    if !disk.exists(&dir) {
+        return Ok(());
+    }
+    let names = disk.list(&dir)?;
+    let copied = names.iter().filter_map(|name| base_of(name)).max();
+    if copied.is_none() || copied < newest {
+        tracing::info!(dir = %dir.display(), "removing a copy of segments that is no longer needed");
+        disk.remove_dir_all(&dir)?;
+    }
+    Ok(())
 }
 
 impl PartitionLog {

@@ -23,7 +23,7 @@ pub(crate) struct IndexEntry {
 
 /// Entries in ascending order: collected in memory for the active segment, read through a map for a sealed one.
 #[derive(Clone, Debug)]
-pub(super) enum SparseIndex {
+pub(crate) enum SparseIndex {
     Growing(Vec<IndexEntry>),
     Mapped(Bytes),
 }

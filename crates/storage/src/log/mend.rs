@@ -309,7 +309,7 @@ fn read_seal(disk: &dyn Disk, log: &Path, segment: &SegmentState) -> Option<Seal
     ((seal.base, seal.next_offset, seal.data_bytes) == named).then_some(seal)
 }
 
-fn check_blocks(file: &dyn DiskFile, seal: &Seal) -> Result<(), SegmentError> {
+pub(super) fn check_blocks(file: &dyn DiskFile, seal: &Seal) -> Result<(), SegmentError> {
     let mut block = vec![0; BLOCK_BYTES as usize];
     for start in (0..seal.data_bytes).step_by(BLOCK_BYTES as usize) {
         let len = BLOCK_BYTES.min(seal.data_bytes - start) as usize;

@@ -65,6 +65,7 @@ pub(crate) use self::{
     seal::{BLOCK_BYTES, Seal},
     segment::Segment,
     state::{PartitionState, STATE_FORMAT, SegmentState},
+    wounds::sound_index,
 };
 use self::{
     core::{CoreError, LogCore},

@@ -20,7 +20,7 @@ use super::{
     check::check_unsealed,
     core::{ClosedSegment, CoreError, LogCore, SPARE_NAME},
     damage::{DamageLatch, MARK_FILE, read_mark},
-    incoming::INCOMING_DIR,
+    incoming::{INCOMING_DIR, remove_overtaken},
     mend,
     raft_map::RaftMap,
     seal::Seal,
@@ -385,6 +385,11 @@ impl RecoveringLog {
             damage,
             incomplete,
         } = self.check_all()?;
+        if damage.is_none() {
+            let core = &inner.core;
+            let newest = core.segments().next_back().map(|segment| segment.base);
+            remove_overtaken(&*core.disk, &core.dir, newest)?;
+        }
         Ok(Arc::new(PartitionLog {
             key,
             context,

@@ -48,6 +48,12 @@ pub(crate) fn segment_path(dir: &Path, base: Offset, term: Term, ending: &str) -
     dir.join(format!("{:020}-{}.{ending}", base.get(), term))
 }
 
+/// The first offset, in the name of a segment's file.
+pub(super) fn base_of(name: &str) -> Option<Offset> {
+    let base = name.split('-').next()?;
+    base.parse().ok().map(Offset::new)
+}
+
 /// The generation in the name of a segment's file; 0 where there is none.
 pub(super) fn generation_of(name: &str) -> u32 {
     let stem = name.split('.').next().unwrap_or_default();

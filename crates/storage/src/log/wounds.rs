@@ -87,7 +87,7 @@ fn widen(segment: &SegmentState, range: Range<u64>, index: Option<&SparseIndex>)
 }
 
 /// A sealed segment's index, where it is what the seal says.
-pub(super) fn sound_index(disk: &dyn Disk, log: &Path, seal: &Seal) -> Option<SparseIndex> {
+pub(crate) fn sound_index(disk: &dyn Disk, log: &Path, seal: &Seal) -> Option<SparseIndex> {
     let bytes = read_whole(disk, &log.with_extension("index")).ok()?;
     (crc32fast::hash(&bytes) == seal.index_crc).then(|| SparseIndex::Mapped(bytes.into()))
 }

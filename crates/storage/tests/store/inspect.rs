@@ -119,7 +119,6 @@ fn each_fault_is_listed_with_its_file() {
         "raft-state".to_owned(),
         file("log"),
         file("seal"),
-        file("index"),
         format!("{}/{:020}-1.log", dir(0), 4),
         wal(&filled()),
     ];
@@ -135,5 +134,32 @@ fn each_fault_is_listed_with_its_file() {
             "{path}: {:?}",
             faults(&disk)
         );
+    }
+}
+
+#[test]
+fn an_index_that_is_lost_or_changed_is_no_fault_but_is_named() {
+    let index = file("index");
+    for lost in [false, true] {
+        let disk = filled();
+        match lost {
+            true => disk.remove_file(index.as_ref()).unwrap(),
+            false => disk.flip_bit(&index, 10, 2),
+        }
+        let report = verify(&(Arc::new(disk.clone()) as Arc<dyn Disk>)).unwrap();
+        assert_eq!(report.problems, []);
+        assert_eq!(report.stale_indexes, [std::path::PathBuf::from(&index)]);
+        // A start serves all the same.
+        let log = open(&disk).partition(key(0)).unwrap();
+        assert_eq!(values(&log).unwrap().len(), 7);
+    }
+}
+
+#[test]
+fn a_directory_that_lost_its_power_at_any_moment_has_no_faults() {
+    for seed in 0..50 {
+        let disk = filled().fork(seed);
+        disk.crash();
+        assert_eq!(faults(&disk), Vec::<String>::new(), "seed {seed}");
     }
 }

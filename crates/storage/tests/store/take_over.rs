@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quipu_model::{LogId, Offset, ProducerEpoch, ProducerId, Sequence};
 use quipu_storage::{
     Incoming, IncomingError, Manifest, PartitionLog, ReadError, StorageFailure, Store,
-    io::{Disk as _, FaultyDisk},
+    io::{Disk, FaultyDisk},
 };
 
 use super::support::*;
@@ -210,6 +210,92 @@ fn a_copy_that_was_cut_off_at_any_point_goes_on_from_there() {
             assert_eq!(values(&log).unwrap(), values(&from).unwrap());
         }
     }
+}
+
+/// A node that ended with the first pieces of a copy beside its log.
+fn cut_off(from: &PartitionLog, pieces: usize) -> FaultyDisk {
+    let disk = FaultyDisk::new(3);
+    let (store, log) = behind(&disk, from);
+    let mut incoming = Incoming::open(Arc::clone(&log), all_of(from)).unwrap();
+    copy(from, &mut incoming, pieces).unwrap();
+    store.close().unwrap();
+    disk
+}
+
+/// The files of a copy, with an ending.
+fn copied(disk: &FaultyDisk, ending: &str) -> Vec<String> {
+    let dir = format!("{}/incoming", dir(0));
+    let names = disk.list(dir.as_ref()).unwrap_or_default();
+    let ending = format!(".{ending}");
+    let named = names.iter().filter(|name| name.ends_with(&ending));
+    named.map(|name| format!("{dir}/{name}")).collect()
+}
+
+#[test]
+fn rot_in_what_was_copied_is_never_installed_but_copied_again() {
+    let (_source_store, from) = source();
+    let place = |ending: &str, of: usize| {
+        let disk = cut_off(&from, 8);
+        let path = copied(&disk, ending).swap_remove(of);
+        (disk, path)
+    };
+    let segments = copied(&place("log", 0).0, "seal").len();
+    assert!(segments >= 2, "{segments} were whole");
+    for (ending, of) in [
+        ("log", 0),
+        ("log", 1),
+        ("log", segments),
+        ("seal", 0),
+        ("index", 0),
+    ] {
+        for byte in [0, 11, 15, 60, 500] {
+            let (disk, path) = place(ending, of);
+            if byte >= disk.file_bytes(&path).unwrap().len() as u64 {
+                continue;
+            }
+            disk.flip_bit(&path, byte, 1);
+            let store = open(&disk);
+            let log = store.partition(key(0)).unwrap();
+            let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+            // What was found out only once all was there.
+            if copy(&from, &mut incoming, usize::MAX).is_err() {
+                copy(&from, &mut incoming, usize::MAX).unwrap();
+            }
+            install(&log, &incoming).unwrap().unwrap();
+            assert_eq!(values(&log).unwrap(), values(&from).unwrap());
+            store.close().unwrap();
+            let disk: Arc<dyn Disk> = Arc::new(disk);
+            let report = quipu_storage::inspect::verify(&disk).unwrap();
+            assert!(
+                report.problems.is_empty(),
+                "{path} {byte}: {:?}",
+                report.problems
+            );
+        }
+    }
+}
+
+#[test]
+fn a_start_removes_a_copy_that_the_log_has_gone_past_and_keeps_one_that_goes_on() {
+    let (_source_store, from) = source();
+    let disk = cut_off(&from, 8);
+    let store = open(&disk);
+    let kept = copied(&disk, "log").len();
+    assert!(kept > 1, "it may go on");
+    // The leader had what was missing, after all.
+    let log = store.partition(key(0)).unwrap();
+    for n in 0..RECORDS {
+        append(&log, 4, &value(n, 900));
+    }
+    assert_eq!(copied(&disk, "log").len(), kept);
+    store.close().unwrap();
+    let store = open(&disk);
+    assert!(!disk.exists(format!("{}/incoming", dir(0)).as_ref()));
+    let log = store.partition(key(0)).unwrap();
+    let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+    copy(&from, &mut incoming, usize::MAX).unwrap();
+    install(&log, &incoming).unwrap().unwrap();
+    assert_eq!(values(&log).unwrap(), values(&from).unwrap());
 }
 
 /// Takes the log over on a disk with a planned fault; what is there after the power was lost.

@@ -14,6 +14,7 @@ pub(crate) mod progress;
 mod removed;
 pub(crate) mod sleep;
 mod unchanged;
+pub(crate) mod whole;
 
 use std::{collections::BTreeMap, sync::Arc};
 
