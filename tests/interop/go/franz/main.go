@@ -274,4 +274,5 @@ func main() {
 		}
 		return same(topics.Has(name), false)
 	})
+	groups()
 }
