@@ -109,7 +109,7 @@ def check_groups(new_topic, produce, opens, list_and_delete, static=True, cooper
 
     def takes_over_one_by_one():
         if not cooperative:
-            return "the client has no such assignor"
+            return "the client cannot"
         _, _, member = new(cooperative=True)
         first = member()
         eventually(lambda: counts(first) == [4], "the only member has not all")
