@@ -85,7 +85,7 @@ func read(name string, count int, offset int64) ([]*sarama.ConsumerMessage, erro
 
 func same(found, wanted any) error {
 	if fmt.Sprint(found) != fmt.Sprint(wanted) {
-		return fmt.Errorf("%.100v is not %.100v", found, wanted)
+		return fmt.Errorf("%.100s is not %.100s", fmt.Sprint(found), fmt.Sprint(wanted))
 	}
 	return nil
 }
