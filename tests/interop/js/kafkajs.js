@@ -1,6 +1,7 @@
 // kafkajs. It knows gzip only, and reads by group only.
 const { CompressionTypes, ConfigResourceTypes, Kafka, logLevel } = require('kafkajs')
 const assert = require('assert')
+const groups = require('./groups.js')
 
 const kafka = new Kafka({ brokers: [process.env.BOOTSTRAP], logLevel: logLevel.ERROR, retry: { retries: 5 } })
 const admin = kafka.admin()
@@ -117,6 +118,7 @@ async function main() {
     await admin.deleteTopics({ topics: [name] })
     assert(!(await admin.listTopics()).includes(name))
   })
+  await groups({ kafka, admin, check, newTopic, topic, produce })
   await admin.disconnect()
 }
 

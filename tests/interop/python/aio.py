@@ -6,6 +6,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
+from groups import check_groups
 
 
 async def with_admin(use):
@@ -166,3 +167,55 @@ run("topic settings", describe_and_alter)
 run("more partitions", more_partitions)
 check("delete records", lambda: "the client cannot")
 run("delete topic", delete_topic)
+
+
+class Member:
+    """A member of a group, in the event loop of its thread."""
+
+    def __init__(self, group, name, instance=None):
+        self.loop = asyncio.new_event_loop()
+
+        async def start():
+            consumer = AIOKafkaConsumer(
+                name,
+                bootstrap_servers=BOOTSTRAP,
+                group_id=group,
+                group_instance_id=instance,
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+            )
+            await consumer.start()
+            return consumer
+
+        self.consumer = self.loop.run_until_complete(start())
+
+    def poll(self):
+        found = self.loop.run_until_complete(self.consumer.getmany(timeout_ms=200))
+        return [(record.partition, record.offset) for records in found.values() for record in records]
+
+    def assigned(self):
+        return {place.partition for place in self.consumer.assignment()}
+
+    def commit(self):
+        self.loop.run_until_complete(self.consumer.commit())
+
+    def close(self):
+        self.loop.run_until_complete(self.consumer.stop())
+
+
+def list_and_delete(group):
+    async def use(admin):
+        require(group in str(await admin.list_consumer_groups()), "it is not listed")
+        require("Empty" in str(await admin.describe_consumer_groups([group])), "it is not described as empty")
+        require(await admin.list_consumer_group_offsets(group), "no offsets")
+
+    asyncio.run(with_admin(use))
+
+
+check_groups(
+    lambda name, count: asyncio.run(new_topic(name, count)),
+    lambda name, records: asyncio.run(produce(name, records)),
+    Member,
+    list_and_delete,
+    cooperative=False,
+)

@@ -2,7 +2,7 @@
 
 import time
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -12,6 +12,7 @@ from confluent_kafka.admin import (
     NewTopic,
 )
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
+from groups import check_groups
 
 admin = AdminClient({"bootstrap.servers": BOOTSTRAP})
 
@@ -173,3 +174,48 @@ check("topic settings", describe_and_alter)
 check("more partitions", more_partitions)
 check("delete records", delete_records)
 check("delete topic", delete_topic)
+
+
+class Member:
+    """A member of a group."""
+
+    def __init__(self, group, name, instance=None, cooperative=False):
+        config = {
+            "bootstrap.servers": BOOTSTRAP,
+            "group.id": group,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "partition.assignment.strategy": "cooperative-sticky" if cooperative else "range,roundrobin",
+        }
+        self.consumer = Consumer({**config, "group.instance.id": instance} if instance else config)
+        self.consumer.subscribe([name])
+
+    def poll(self):
+        messages = self.consumer.consume(100, 0.2)
+        for message in messages:
+            require(message.error() is None, message.error())
+        return [(message.partition(), message.offset()) for message in messages]
+
+    def assigned(self):
+        return {place.partition for place in self.consumer.assignment()}
+
+    def commit(self):
+        self.consumer.commit(asynchronous=False)
+
+    def close(self):
+        self.consumer.close()
+
+
+def list_and_delete(group):
+    listed = admin.list_consumer_groups().result(30).valid
+    require(group in [found.group_id for found in listed], "it is not listed")
+    described = wait(admin.describe_consumer_groups([group]))[0]
+    same((described.state.name, len(described.members)), ("EMPTY", 0))
+    offsets = wait(admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]))[0]
+    require(offsets.topic_partitions, "no offsets")
+    wait(admin.delete_consumer_groups([group]))
+    listed = admin.list_consumer_groups().result(30).valid
+    require(group not in [found.group_id for found in listed], "it is still there")
+
+
+check_groups(new_topic, produce, Member, list_and_delete)

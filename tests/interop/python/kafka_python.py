@@ -1,8 +1,11 @@
 """kafka-python."""
 
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
+from groups import check_groups
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, NewTopic
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 admin = KafkaAdminClient(bootstrap_servers=BOOTSTRAP)
 
@@ -158,3 +161,43 @@ check("topic settings", describe_and_alter)
 check("more partitions", more_partitions)
 check("delete records", delete_records)
 check("delete topic", delete_topic)
+
+
+class Member:
+    """A member of a group."""
+
+    def __init__(self, group, name, instance=None, cooperative=False):
+        self.consumer = KafkaConsumer(
+            name,
+            bootstrap_servers=BOOTSTRAP,
+            group_id=group,
+            group_instance_id=instance,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            partition_assignment_strategy=[CooperativeStickyAssignor if cooperative else RangePartitionAssignor],
+        )
+
+    def poll(self):
+        found = self.consumer.poll(timeout_ms=200)
+        return [(record.partition, record.offset) for records in found.values() for record in records]
+
+    def assigned(self):
+        return {place.partition for place in self.consumer.assignment()}
+
+    def commit(self):
+        self.consumer.commit()
+
+    def close(self):
+        self.consumer.close()
+
+
+def list_and_delete(group):
+    require(group in str(admin.list_groups()), "it is not listed")
+    require("Empty" in str(admin.describe_groups([group])), "it is not described as empty")
+    offsets = admin.list_group_offsets({group: None})[group]
+    require(offsets, "no offsets")
+    admin.delete_groups([group])
+    require(group not in str(admin.list_groups()), "it is still there")
+
+
+check_groups(new_topic, produce, Member, list_and_delete)

@@ -5,7 +5,10 @@ go 1.26.0
 require (
 	github.com/twmb/franz-go v1.22.3
 	github.com/twmb/franz-go/pkg/kadm v1.19.0
+	quipu/interop/scenarios v0.0.0
 )
+
+replace quipu/interop/scenarios => ../scenarios
 
 require (
 	github.com/klauspost/compress v1.20.3 // indirect

@@ -84,7 +84,7 @@ func read(ctx context.Context, name string, count int, at kgo.Offset) ([]*kgo.Re
 
 func same(found, wanted any) error {
 	if fmt.Sprint(found) != fmt.Sprint(wanted) {
-		return fmt.Errorf("%.100v is not %.100v", found, wanted)
+		return fmt.Errorf("%.100s is not %.100s", fmt.Sprint(found), fmt.Sprint(wanted))
 	}
 	return nil
 }
@@ -274,4 +274,5 @@ func main() {
 		}
 		return same(topics.Has(name), false)
 	})
+	groups()
 }

@@ -1,0 +1,3 @@
+module quipu/interop/scenarios
+
+go 1.26.0
