@@ -6,6 +6,7 @@ mod cluster;
 mod connect;
 mod consume;
 mod demo;
+mod dlq;
 mod format;
 mod group;
 mod log;
@@ -51,6 +52,8 @@ enum Command {
     Topic(topic::TopicArgs),
     /// Look at consumer groups, and at how far behind they are; change how far they have read
     Group(group::GroupArgs),
+    /// Look at records that no attempt came to an end with, and send them back
+    Dlq(dlq::DlqArgs),
     /// Look at the cluster, move partitions between nodes, take nodes out
     Cluster(cluster::ClusterArgs),
     /// Write lines from standard input to a topic, one record a line
@@ -81,6 +84,7 @@ impl Command {
             Self::Server(args) => node::server(args).await,
             Self::Topic(args) => topic::run(args).await,
             Self::Group(args) => group::run(args).await,
+            Self::Dlq(args) => dlq::run(args).await,
             Self::Cluster(args) => cluster::run(args).await,
             Self::Produce(args) => produce::run(args).await,
             Self::Consume(args) => consume::run(args).await,
@@ -182,6 +186,7 @@ mod tests {
             "quipu consume t --group g --from latest --count 5",
             "quipu bench produce --records 10 --record-size 100 --producers 4 --batch-bytes 1MiB --rate 1000",
             "quipu bench consume --topic t --json",
+            "quipu bench worker --topic t --group g --concurrency 8 --json",
             "quipu server --node-id 1 --data-dir d --voters 1@a:9093,2@b:9093 --rack r1",
             "quipu server --node-id 4 --data-dir d --join a:9093,b:9093",
             "quipu server --node-id 4 --data-dir d --voters 1@a:9093 --join a:9093",
@@ -192,6 +197,11 @@ mod tests {
             "quipu group reset-offsets g --all-topics --to @2026-11-24T10:00:00Z",
             "quipu group reset-offsets g --from-file f",
             "quipu group delete g",
+            "quipu dlq list orders --group g --all --limit 5 --json",
+            "quipu dlq list orders.g.dead --key k",
+            "quipu dlq show orders --group g --partition 0 --offset 7",
+            "quipu dlq redrive orders --group g",
+            "quipu dlq redrive orders --group g --partition 0 --from 5 --to 9",
             "quipu cluster status --json",
             "quipu cluster nodes",
             "quipu cluster reassign t --partition 1 --replicas 1,2,4 --no-wait",
@@ -215,6 +225,7 @@ mod tests {
             "quipu consume t --from soon",
             "quipu consume t --group g --partition 1",
             "quipu topic create t --config retention.ms",
+            "quipu dlq show orders --group g",
             "quipu cluster reassign t --partition 1",
             "quipu group reset-offsets g --topic t",
             "quipu group reset-offsets g --topic t --to latest --shift-by 1",

@@ -1,6 +1,6 @@
 //! The door to a cluster.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tonic::transport::Channel;
 
@@ -109,7 +109,16 @@ impl Client {
     /// # Errors
     /// Where the configuration is out of bounds. That the group cannot be joined is told by the stream.
     pub fn group_consumer(&self, config: GroupConfig) -> Result<GroupConsumer> {
-        GroupConsumer::start(Arc::clone(&self.cluster), config)
+        self.group_consumer_from(config, HashSet::new())
+    }
+
+    /// The same; in these topics it begins with the first record wherever the group has stored no offset.
+    pub(crate) fn group_consumer_from(
+        &self,
+        config: GroupConfig,
+        earliest: HashSet<Arc<str>>,
+    ) -> Result<GroupConsumer> {
+        GroupConsumer::start(Arc::clone(&self.cluster), config, earliest)
     }
 
     /// Topics, offsets and the cluster itself.

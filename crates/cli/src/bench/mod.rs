@@ -3,6 +3,7 @@
 mod consume;
 mod produce;
 mod report;
+mod worker;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -19,11 +20,14 @@ enum BenchCommand {
     Produce(produce::BenchProduceArgs),
     /// Read all that a topic holds
     Consume(consume::BenchConsumeArgs),
+    /// Work through all that a topic holds, with a handler that does nothing
+    Worker(worker::BenchWorkerArgs),
 }
 
 pub(crate) async fn run(args: BenchArgs) -> Result<()> {
     match args.command {
         BenchCommand::Produce(args) => produce::run(args).await,
         BenchCommand::Consume(args) => consume::run(args).await,
+        BenchCommand::Worker(args) => worker::run(args).await,
     }
 }

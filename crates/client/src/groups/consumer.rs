@@ -1,6 +1,7 @@
 //! Reading as one of a group.
 
 use std::{
+    collections::HashSet,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -70,7 +71,12 @@ pub(crate) enum Step {
 }
 
 impl GroupConsumer {
-    pub(crate) fn start(cluster: Arc<Cluster>, config: GroupConfig) -> Result<Self> {
+    /// In a topic that `earliest` names, a partition without a stored offset is read from its first record, whatever is configured.
+    pub(crate) fn start(
+        cluster: Arc<Cluster>,
+        config: GroupConfig,
+        earliest: HashSet<Arc<str>>,
+    ) -> Result<Self> {
         config.check()?;
         let progress = Progress::new(Arc::clone(&cluster), config.group.clone());
         let progress = Arc::new(progress);
@@ -80,6 +86,7 @@ impl GroupConsumer {
         let auto_commit = config.auto_commit.is_some();
         let driver = Driver::new(
             Arc::new(config),
+            earliest,
             Arc::clone(&progress),
             event_sender,
             command_receiver,

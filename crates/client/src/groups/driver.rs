@@ -1,7 +1,7 @@
 //! What keeps a member in its group: the session with the coordinator, signs of life, and partitions that come and go.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -96,6 +96,8 @@ enum Ended {
 
 pub(super) struct Driver {
     config: Arc<GroupConfig>,
+    /// Topics that are begun at their first record, whatever is configured.
+    earliest: HashSet<Arc<str>>,
     progress: Arc<Progress>,
     events: mpsc::UnboundedSender<Event>,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -133,6 +135,7 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 impl Driver {
     pub(super) fn new(
         config: Arc<GroupConfig>,
+        earliest: HashSet<Arc<str>>,
         progress: Arc<Progress>,
         events: mpsc::UnboundedSender<Event>,
         commands: mpsc::UnboundedReceiver<Command>,
@@ -140,6 +143,7 @@ impl Driver {
         Self {
             session_timeout: config.session_timeout,
             config,
+            earliest,
             progress,
             events,
             commands,
@@ -459,7 +463,11 @@ impl Driver {
         self.starts += 1;
         let number = self.starts;
         self.held.insert(partition.clone(), Stage::Starting(number));
-        let (progress, start) = (Arc::clone(&self.progress), self.config.start);
+        let progress = Arc::clone(&self.progress);
+        let start = match self.earliest.contains(&partition.0) {
+            true => Start::Earliest,
+            false => self.config.start,
+        };
         let finding = async move {
             let mut attempt = 0;
             loop {

@@ -1,5 +1,6 @@
 //! Working through a group's records: several at a time, in order where it matters, and never stopped by one that fails.
 
+mod attempt;
 mod breaker;
 mod config;
 mod names;
@@ -104,7 +105,8 @@ impl Worker {
         };
         config.group.topics = subscription.topics();
         config.group.auto_commit = None;
-        let consumer = client.group_consumer(config.group.clone())?;
+        let earliest = subscription.waiting_topics();
+        let consumer = client.group_consumer_from(config.group.clone(), earliest)?;
         let handler = Arc::new(handler);
         let handle: Handle = Arc::new(move |work| {
             let handler = Arc::clone(&handler);

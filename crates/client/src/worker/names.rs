@@ -56,11 +56,13 @@ fn escaped(group: &str) -> String {
 /// A duration in the largest unit that says it exactly.
 fn short(duration: Duration) -> String {
     let ms = duration.as_millis();
-    match ms {
-        _ if ms == 0 || !ms.is_multiple_of(1000) => format!("{ms}ms"),
-        _ if ms.is_multiple_of(3_600_000) => format!("{}h", ms / 3_600_000),
-        _ if ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),
-        _ => format!("{}s", ms / 1000),
+    let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
+    let exact = units
+        .iter()
+        .find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit));
+    match exact {
+        Some((unit, name)) => format!("{}{name}", ms / unit),
+        None => format!("{ms}ms"),
     }
 }
 

@@ -1,14 +1,11 @@
 //! The task that reads, hands out work, and stores how far it got.
 
 use std::{
-    any::Any,
     collections::{HashMap, VecDeque},
-    panic::AssertUnwindSafe,
     sync::Arc,
 };
 
 use bytes::Bytes;
-use futures::FutureExt;
 use quipu_model::{Offset, batch::Record as StoredRecord};
 use tokio::{
     sync::oneshot,
@@ -18,13 +15,13 @@ use tokio::{
 
 use super::{
     Handle, WorkerConfig,
+    attempt::Shared,
     breaker::{Breaker, Permit},
     config::Order,
     router::Router,
     schedule::{Lane, Schedule, Ticket, WindowId},
     subscription::Subscription,
-    trail,
-    work::{Failure, Work},
+    work::Work,
 };
 use crate::{
     ConsumerRecord, GroupConsumer, RecordChunk, Result, TopicPartition,
@@ -52,8 +49,8 @@ struct Place {
     held_bytes: usize,
     /// So much is read ahead that nothing more is for now.
     full: bool,
-    /// It is to be let go once nothing of it is worked on.
-    stopping: bool,
+    /// It is to be let go once nothing of it is worked on, and what is not even begun by this time is not waited for.
+    stopping: Option<Instant>,
     stored: Option<Offset>,
 }
 
@@ -70,13 +67,6 @@ enum Done {
         /// The partition that can be let go now.
         let_go: Option<(TopicPartition, WindowId)>,
     },
-}
-
-/// What tasks need.
-struct Shared {
-    handle: Handle,
-    router: Router,
-    config: WorkerConfig,
 }
 
 pub(super) struct Run {
@@ -132,7 +122,10 @@ impl Run {
             tokio::select! {
                 biased;
                 _ = &mut closed => break,
-                _ = commits.tick() => self.store(),
+                _ = commits.tick() => {
+                    self.store();
+                    self.halt_late();
+                }
                 () = until(self.next_due) => {}
                 () = until(retry_at) => {}
                 Some(done) = self.tasks.join_next() => {
@@ -158,14 +151,7 @@ impl Run {
             place.held.clear();
         }
         let drain_timeout = self.shared.config.drain_timeout;
-        let finishing = async {
-            while self.working > 0
-                && let Some(done) = self.tasks.join_next().await
-            {
-                self.take(done);
-            }
-        };
-        if timeout(drain_timeout, finishing).await.is_err() {
+        if timeout(drain_timeout, self.finish()).await.is_err() {
             tracing::warn!(
                 records = self.working,
                 "records are still being worked on: they are worked on again elsewhere"
@@ -178,6 +164,21 @@ impl Run {
         let _ = self.consumer.close().await;
         let flushed = self.shared.router.stores.producer().close().await;
         stored.and(flushed)
+    }
+
+    /// Works until nothing is left to be worked on.
+    async fn finish(&mut self) {
+        loop {
+            let retry_at = self.dispatch();
+            let mut windows = self.partitions.keys();
+            if self.working == 0 && windows.all(|window| self.schedule.is_idle(*window)) {
+                return;
+            }
+            tokio::select! {
+                () = until(retry_at) => {}
+                Some(done) = self.tasks.join_next() => self.take(done),
+            }
+        }
     }
 
     fn follow(&mut self, step: Step) {
@@ -198,20 +199,20 @@ impl Run {
             held: VecDeque::new(),
             held_bytes: 0,
             full: false,
-            stopping: false,
+            stopping: None,
             stored: None,
         };
         self.places.insert(partition.clone(), place);
         self.partitions.insert(window, partition);
     }
 
-    /// Takes no more of a partition up, and lets go of it when what is being worked on is finished.
+    /// Reads no more of a partition, and lets go of it when what is being worked on is finished.
     fn stop(&mut self, partition: TopicPartition) {
         let Some(place) = self.places.get_mut(&partition) else {
             self.consumer.let_go(vec![partition]);
             return;
         };
-        place.stopping = true;
+        place.stopping = Some(Instant::now() + self.shared.config.drain_timeout);
         place.held.clear();
         place.held_bytes = 0;
         let window = place.window;
@@ -219,12 +220,33 @@ impl Run {
         self.let_go_if_idle(window);
     }
 
+    /// Begins nothing more of partitions that were to be let go long ago: a record may wait for the breaker.
+    fn halt_late(&mut self) {
+        let now = Instant::now();
+        let late = |place: &&Place| place.stopping.is_some_and(|by| by <= now);
+        let late: Vec<_> = self
+            .places
+            .values()
+            .filter(late)
+            .map(|p| p.window)
+            .collect();
+        for window in late {
+            if !self.schedule.is_idle(window) {
+                self.schedule.halt(window);
+                self.let_go_if_idle(window);
+            }
+        }
+    }
+
     fn let_go_if_idle(&mut self, window: WindowId) {
         let Some(partition) = self.partitions.get(&window) else {
             return;
         };
-        let stopping = self.places.get(partition).is_some_and(|p| p.stopping);
-        if !stopping || self.schedule.running(window) > 0 {
+        let stopping = self
+            .places
+            .get(partition)
+            .is_some_and(|p| p.stopping.is_some());
+        if !stopping || !self.schedule.is_idle(window) {
             return;
         }
         let done_to = self.schedule.done_to(window);
@@ -315,7 +337,7 @@ impl Run {
             false => records >= config.window || bytes >= share,
             true => records > config.window / 2 || bytes > share / 2,
         };
-        if full == std::mem::replace(&mut place.full, full) || place.stopping {
+        if full == std::mem::replace(&mut place.full, full) || place.stopping.is_some() {
             return;
         }
         let (topic, number) = partition;
@@ -345,7 +367,13 @@ impl Run {
             }
             self.working += 1;
             let shared = Arc::clone(&self.shared);
-            self.tasks.spawn(shared.work_on(ticket, work, probes));
+            self.tasks.spawn(async move {
+                Done::Worked {
+                    ticket,
+                    failed: shared.work_on(&work).await,
+                    was_probe: probes,
+                }
+            });
         }
         None
     }
@@ -450,44 +478,6 @@ impl Run {
     }
 }
 
-impl Shared {
-    /// Works on a record and, where that fails, puts it where it belongs.
-    async fn work_on(self: Arc<Self>, ticket: Ticket, work: Arc<Work>, was_probe: bool) -> Done {
-        let failed = match self.attempt(&work).await {
-            Ok(()) => false,
-            Err(failure) => {
-                self.router.put_away(&work, &failure).await;
-                matches!(failure, Failure::Transient(_))
-            }
-        };
-        Done::Worked {
-            ticket,
-            failed,
-            was_probe,
-        }
-    }
-
-    async fn attempt(&self, work: &Arc<Work>) -> Result<(), Failure> {
-        let redriven_for = trail::redriven_for(&work.record.headers);
-        if redriven_for.is_some_and(|group| group != self.router.group) {
-            // This group was through with it before.
-            return Ok(());
-        }
-        let limit = self.config.attempt_timeout;
-        let attempt = async { (self.handle)(Arc::clone(work)).await };
-        match timeout(limit, AssertUnwindSafe(attempt).catch_unwind()).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(panic)) => Err(Failure::transient(format_args!(
-                "the handler panicked: {}",
-                panic_message(panic.as_ref())
-            ))),
-            Err(_) => Err(Failure::transient(format_args!(
-                "the handler took longer than {limit:?}"
-            ))),
-        }
-    }
-}
-
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -505,10 +495,4 @@ fn lane(order: Order, work: &Work) -> Lane {
 fn size(record: &StoredRecord) -> usize {
     let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
     length(&record.key) + length(&record.value)
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message")
 }

@@ -35,6 +35,7 @@ struct Window<R> {
     slots: VecDeque<Slot<R>>,
     /// The number of each lane's last record.
     lanes: HashMap<Bytes, u64>,
+    waiting: usize,
     running: usize,
     bytes: usize,
     /// Everything before it is done.
@@ -56,6 +57,8 @@ enum Stage<R> {
     Waiting(R),
     Running,
     Done,
+    /// It is never worked on.
+    Dropped,
 }
 
 impl<R> Default for Schedule<R> {
@@ -77,6 +80,7 @@ impl<R> Schedule<R> {
             first: 0,
             slots: VecDeque::new(),
             lanes: HashMap::new(),
+            waiting: 0,
             running: 0,
             bytes: 0,
             done_to: None,
@@ -106,6 +110,7 @@ impl<R> Schedule<R> {
             None => self.ready.push_back(Ticket { window: id, number }),
         }
         window.bytes += bytes;
+        window.waiting += 1;
         window.slots.push_back(Slot {
             offset,
             lane,
@@ -124,7 +129,11 @@ impl<R> Schedule<R> {
             let Some(slot) = window.slot(ticket.number) else {
                 continue;
             };
-            if let Stage::Waiting(record) = std::mem::replace(&mut slot.stage, Stage::Running) {
+            // What was dropped meanwhile is not.
+            if let Stage::Waiting(_) = slot.stage
+                && let Stage::Waiting(record) = std::mem::replace(&mut slot.stage, Stage::Running)
+            {
+                window.waiting -= 1;
                 window.running += 1;
                 return Some((ticket, record));
             }
@@ -154,10 +163,17 @@ impl<R> Schedule<R> {
         window.advance();
     }
 
-    /// Hands out nothing more of a partition. What is being worked on may still finish.
+    /// Nothing more of a partition is to be begun, but for what stands before the last record that was: it would be done in vain.
     pub(super) fn stop(&mut self, id: WindowId) {
         if let Some(window) = self.windows.get_mut(&id) {
             window.stop();
+        }
+    }
+
+    /// Nothing at all is to be begun of a partition.
+    pub(super) fn halt(&mut self, id: WindowId) {
+        if let Some(window) = self.windows.get_mut(&id) {
+            window.halt();
         }
     }
 
@@ -166,9 +182,10 @@ impl<R> Schedule<R> {
         self.windows.remove(&id);
     }
 
-    /// How many records of a partition are being worked on.
-    pub(super) fn running(&self, id: WindowId) -> usize {
-        self.windows.get(&id).map_or(0, |window| window.running)
+    /// Whether nothing of a partition is being worked on, or is going to be.
+    pub(super) fn is_idle(&self, id: WindowId) -> bool {
+        let window = self.windows.get(&id);
+        window.is_none_or(|window| window.waiting + window.running == 0)
     }
 
     /// How many records of a partition are not behind it yet, and their bytes.
@@ -201,16 +218,23 @@ impl<R> Window<R> {
         }
     }
 
-    /// Drops what waits. That is never done, and neither is what is behind it.
     fn stop(&mut self) {
-        let waits = |slot: &Slot<R>| matches!(slot.stage, Stage::Waiting(_));
-        for slot in &mut self.slots {
-            if waits(slot) {
-                slot.stage = Stage::Running;
-            }
-            slot.next_in_lane = None;
+        while let Some(slot) = self
+            .slots
+            .pop_back_if(|slot| matches!(slot.stage, Stage::Waiting(_)))
+        {
+            self.bytes -= slot.bytes;
+            self.waiting -= 1;
         }
-        self.lanes.clear();
+    }
+
+    fn halt(&mut self) {
+        for slot in &mut self.slots {
+            if matches!(slot.stage, Stage::Waiting(_)) {
+                slot.stage = Stage::Dropped;
+            }
+        }
+        self.waiting = 0;
     }
 }
 
@@ -284,16 +308,37 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_partition_hands_out_nothing_and_counts_what_was_finished_before_the_first_gap() {
+    fn a_stopped_partition_hands_out_only_what_closes_gaps() {
+        let (mut schedule, window) = filled(&["a", "a", "b", "b", "c"]);
+        let mut handed: Vec<_> = [schedule.next(), schedule.next()]
+            .into_iter()
+            .flatten()
+            .collect();
+        assert_eq!(offsets(&handed), [0, 2]);
+        schedule.stop(window);
+        for _ in 0..2 {
+            assert!(!schedule.is_idle(window));
+            handed
+                .drain(..)
+                .for_each(|(ticket, _)| schedule.finish(ticket));
+            handed = all(&mut schedule);
+        }
+        assert!(schedule.is_idle(window) && handed.is_empty());
+        assert_eq!(schedule.done_to(window), Some(Offset::new(3)));
+        assert_eq!(schedule.outstanding(window), (0, 0));
+    }
+
+    #[test]
+    fn a_halted_partition_hands_out_nothing_and_counts_up_to_the_first_gap() {
         let (mut schedule, window) = filled(&["a", "a", "b", "b"]);
         let handed = all(&mut schedule);
         assert_eq!(offsets(&handed), [0, 2]);
-        schedule.stop(window);
-        assert_eq!(schedule.running(window), 2);
+        schedule.halt(window);
+        assert!(!schedule.is_idle(window));
         for (ticket, _) in handed {
             schedule.finish(ticket);
         }
-        assert_eq!(schedule.running(window), 0);
+        assert!(schedule.is_idle(window));
         assert!(schedule.next().is_none());
         assert_eq!(schedule.done_to(window), Some(Offset::new(1)));
         schedule.close(window);

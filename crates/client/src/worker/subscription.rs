@@ -1,6 +1,10 @@
 //! The topics that a worker reads, and what their records are.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use quipu_model::TimestampMs;
 use tokio::time::Instant;
@@ -71,6 +75,12 @@ impl Subscription {
             .keys()
             .map(|topic| topic.as_ref().to_owned())
             .collect()
+    }
+
+    /// The topics that records were put into before anybody knew of them: none may be passed over.
+    pub(super) fn waiting_topics(&self) -> HashSet<Arc<str>> {
+        let topics = self.roles.keys().filter(|topic| self.waits(topic));
+        topics.cloned().collect()
     }
 
     /// Whether a topic's records wait until they are due.
