@@ -72,7 +72,11 @@ impl Partition {
 
     /// Goes on with what is on its way, or begins anew.
     async fn open(&self, copying: Copying, manifest: &Manifest) -> Result<Copying, AppendError> {
-        if copying.as_ref().is_some_and(|at| at.manifest() == manifest) {
+        let goes_on = |at: &Incoming| {
+            let stopped = !at.is_whole() && at.wanted().is_none();
+            at.manifest() == manifest && !stopped
+        };
+        if copying.as_ref().is_some_and(goes_on) {
             return Ok(copying);
         }
         let manifest = manifest.clone();

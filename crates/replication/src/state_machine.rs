@@ -60,17 +60,23 @@ impl StateMachine {
         });
     }
 
-    /// Puts the log that was copied for a snapshot in this one's place, durably. Where none was, this log holds the entry
-    /// already, or begins behind it.
-    async fn put_in_place(&self, last: RaftLogId) -> Result<(), io::Error> {
-        let last = from_raft_id(&last);
+    /// Puts the log that was copied for a snapshot in this one's place, durably, unless this one holds that entry already.
+    async fn put_in_place(
+        &self,
+        last: LogId,
+        membership: &StoredMembership,
+    ) -> Result<(), io::Error> {
         let mut copied = Arc::clone(&self.group.copied).lock_owned().await;
-        let is_here =
-            |copied: &Incoming| copied.manifest().last == last && copied.wanted().is_none();
-        if !copied.as_ref().is_some_and(is_here) || self.group.holds(last) {
+        if self.group.holds(last) {
             return Ok(());
         }
-        let (group, voters) = (Arc::clone(&self.group), self.voters.clone());
+        let is_here = |copied: &Incoming| copied.manifest().last == last && copied.is_whole();
+        if !copied.as_ref().is_some_and(is_here) {
+            // Taken for installed, it would be a hole that nobody knows of.
+            let lacking = format!("what was copied does not reach entry {last}");
+            return Err(io::Error::other(lacking));
+        }
+        let (group, voters) = (Arc::clone(&self.group), encoded(membership));
         let (tell, told) = oneshot::channel();
         let installing = blocking(&self.group.store, move || {
             let Some(copied) = copied.take() else {
@@ -158,13 +164,17 @@ impl RaftStateMachine<Types> for StateMachine {
         let Some(last) = meta.last_log_id else {
             return Ok(());
         };
+        // Without a log, all up to there was trimmed.
+        if snapshot.log.is_some() {
+            let membership = &meta.last_membership;
+            self.put_in_place(from_raft_id(&last), membership).await?;
+        }
         self.group.snapshots.lock().current = Some(SnapshotPoint {
             last,
             membership: meta.last_membership.clone(),
             next_offset: snapshot.next_offset,
         });
         self.note_membership(meta.last_membership.clone());
-        self.put_in_place(last).await?;
         self.note_applied(last);
         self.group.advance(snapshot.next_offset);
         Ok(())

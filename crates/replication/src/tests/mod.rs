@@ -4,6 +4,7 @@ mod cluster;
 mod disk;
 mod one_node;
 mod raft_suite;
+mod snapshots;
 
 use std::{sync::Arc, time::Duration};
 

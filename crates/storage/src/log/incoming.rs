@@ -71,8 +71,8 @@ pub(super) enum Arrived {
     Fetched(ManifestSegment),
 }
 
-/// Another replica's log on its way here. It is put in the log's place by [`PartitionLog::install`] once nothing is
-/// [wanted](Self::wanted) any more.
+/// Another replica's log on its way here. It is put in the log's place by [`PartitionLog::install`] once it is
+/// [whole](Self::is_whole).
 #[derive(Debug)]
 pub struct Incoming {
     pub(super) log: Arc<PartitionLog>,
@@ -116,7 +116,13 @@ impl Incoming {
         &self.manifest
     }
 
-    /// The offsets to be copied next; `None` once all is here.
+    /// Whether nothing is missing any more.
+    pub fn is_whole(&self) -> bool {
+        self.arrived.len() == self.manifest.segments.len()
+    }
+
+    /// The offsets to be copied next. `None` once all is [here](Self::is_whole), and after an error: then it is to be opened
+    /// again.
     pub fn wanted(&self) -> Option<(Offset, Offset)> {
         let growing = self.growing.as_ref()?;
         let wanted = self.manifest.segments.get(self.arrived.len())?;

@@ -115,8 +115,7 @@ impl PartitionLog {
             Arrived::Kept(kept) => inner.core.segments().any(|here| Arc::ptr_eq(here, kept)),
             Arrived::Fetched(_) => true,
         };
-        let all_here = incoming.arrived.len() == manifest.segments.len();
-        if all_here && incoming.arrived.iter().all(held) {
+        if incoming.is_whole() && incoming.arrived.iter().all(held) {
             return Ok(());
         }
         let detail = "segments of another replica's log are missing: they are to be copied again";

@@ -342,6 +342,34 @@ fn a_disk_that_fails_at_any_write_or_sync_leaves_the_old_log_or_the_new() {
 }
 
 #[test]
+fn a_full_disk_stops_a_copy_which_is_whole_only_once_all_is_here() {
+    let (_source_store, from) = source();
+    let mut stopped = 0;
+    for room in (0..).step_by(700) {
+        let disk = FaultyDisk::new(2);
+        let (_store, log) = behind(&disk, &from);
+        let used = u64::MAX - disk.free_bytes().unwrap();
+        disk.set_capacity(used + room);
+        let copied = Incoming::open(Arc::clone(&log), all_of(&from)).and_then(|mut incoming| {
+            let copied = copy(&from, &mut incoming, usize::MAX);
+            assert_eq!(incoming.is_whole(), copied.is_ok(), "with room for {room}");
+            copied
+        });
+        match copied {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, IncomingError::DiskFull { .. }), "{error}"),
+        }
+        stopped += 1;
+        disk.set_capacity(u64::MAX);
+        let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+        copy(&from, &mut incoming, usize::MAX).unwrap();
+        install(&log, &incoming).unwrap().unwrap();
+        assert_eq!(values(&log).unwrap(), values(&from).unwrap());
+    }
+    assert!(stopped > 10, "{stopped}");
+}
+
+#[test]
 fn what_was_changed_on_its_way_is_refused_and_copied_again() {
     let (_source_store, from) = source();
     let (_store, log) = behind(&FaultyDisk::new(2), &from);
