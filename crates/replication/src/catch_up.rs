@@ -67,6 +67,11 @@ impl Partition {
                 .await?;
             self.inner().metrics.copied_here_bytes.inc_by(len);
         }
+        if !copying.as_ref().is_some_and(Incoming::stands) {
+            return Err(failed(
+                "the log was repaired meanwhile: what it lacks is looked for anew",
+            ));
+        }
         Ok(())
     }
 
@@ -74,7 +79,7 @@ impl Partition {
     async fn open(&self, copying: Copying, manifest: &Manifest) -> Result<Copying, AppendError> {
         let goes_on = |at: &Incoming| {
             let stopped = !at.is_whole() && at.wanted().is_none();
-            at.manifest() == manifest && !stopped
+            at.manifest() == manifest && !stopped && at.stands()
         };
         if copying.as_ref().is_some_and(goes_on) {
             return Ok(copying);

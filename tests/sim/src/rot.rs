@@ -82,6 +82,11 @@ impl Rot {
         self.state.lock().struck.contains(&(node, key))
     }
 
+    /// Whether a replica of a partition is not whole yet.
+    pub(crate) fn is_in(&self, cluster: &Cluster, key: PartitionKey) -> bool {
+        self.spots(cluster).iter().any(|spot| spot.key == key)
+    }
+
     /// What is not whole yet.
     fn spots(&self, cluster: &Cluster) -> Vec<Spot> {
         let mut state = self.state.lock();

@@ -195,3 +195,34 @@ fn rot_is_repaired_by_itself_while_reads_and_writes_go_on() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn rot_in_the_metadata_of_a_node_is_repaired_at_its_start_and_then_it_serves() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::start(dir.path().to_owned())?;
+    let mut damaged = Vec::new();
+    stopped(&mut cluster, |cluster| {
+        let data = cluster.data(2);
+        let topics = fs::read_dir(data.join("topics"))?.count();
+        ensure!(topics == 1, "{topics} topics, where only metadata was due");
+        let logs = files(&data, "log")?;
+        damaged.push(flip(logs.last().context("no segment")?, 100)?);
+        Ok(())
+    })?;
+    for damaged in &damaged {
+        damaged.wait_whole()?;
+        let aside = damaged.path.with_added_extension("damaged");
+        ensure!(aside.exists(), "the damaged bytes are kept");
+    }
+    cluster.succeed(&["topic", "create", "orders", "--partitions", "1"], b"")?;
+    produce(&cluster, 0..2)?;
+    has_all(&cluster, 2)?;
+    // What it holds of the metadata carries a majority.
+    cluster.take(1)?.kill()?;
+    cluster.succeed(&["topic", "create", "others", "--partitions", "1"], b"")?;
+    let described = cluster
+        .node(2)?
+        .succeed(&["topic", "describe", "others"], b"")?;
+    ensure!(described.contains("others"), "{described}");
+    has_all(&cluster, 2)
+}

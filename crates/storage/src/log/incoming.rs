@@ -121,6 +121,15 @@ impl Incoming {
         self.arrived.len() == self.manifest.segments.len()
     }
 
+    /// Whether what it takes of this log is this log's still: a repair opens that anew, and other segments may be in it.
+    pub fn stands(&self) -> bool {
+        let inner = self.log.inner.lock();
+        self.arrived.iter().all(|arrived| match arrived {
+            Arrived::Kept(kept) => inner.core.segments().any(|here| Arc::ptr_eq(here, kept)),
+            Arrived::Fetched(_) => true,
+        })
+    }
+
     /// The offsets to be copied next. `None` once all is [here](Self::is_whole), and after an error: then it is to be opened
     /// again.
     pub fn wanted(&self) -> Option<(Offset, Offset)> {

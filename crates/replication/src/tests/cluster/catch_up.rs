@@ -15,12 +15,12 @@ use crate::{Acks, Origin};
 const COPY_BEHIND: u64 = 1;
 
 impl Cluster {
-    async fn copying() -> Self {
+    pub(super) async fn copying() -> Self {
         Self::start_with(LONG, COPY_BEHIND).await
     }
 
     /// Lets the leader forget the entries of its sealed segments.
-    async fn forget(&self) {
+    pub(super) async fn forget(&self) {
         let (leading, _) = self.leader().await;
         let store = &self.members[&leading].store;
         store.checkpoint().unwrap();
@@ -39,7 +39,7 @@ impl Cluster {
     }
 }
 
-async fn until(mut holds: impl FnMut() -> bool) {
+pub(super) async fn until(mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -2,6 +2,7 @@
 //! them again on its way, as a transport between processes does.
 
 mod catch_up;
+mod copied_rot;
 mod faults;
 mod gone;
 mod members;

@@ -13,7 +13,7 @@ use super::{
 use crate::{Origin, Partition};
 
 /// A segment's file, the oldest being number 0.
-fn log(disk: &FaultyDisk, number: usize) -> PathBuf {
+pub(super) fn log(disk: &FaultyDisk, number: usize) -> PathBuf {
     let dir = PathBuf::from(format!("topics/{}/{}", key().topic, key().partition));
     let names = disk.list(&dir).unwrap();
     let mut logs = names
@@ -23,25 +23,25 @@ fn log(disk: &FaultyDisk, number: usize) -> PathBuf {
 }
 
 /// Reads from an offset until the rot there is found.
-async fn find_rot(partition: &Partition, offset: u64) {
+pub(super) async fn find_rot(partition: &Partition, offset: u64) {
     let read = partition.read(Offset::new(offset), 1).await;
     assert!(read.is_err());
 }
 
-async fn until_sound(partition: &Partition) {
+pub(super) async fn until_sound(partition: &Partition) {
     let sound = tokio::time::timeout(LONG, partition.wait_sound()).await;
     sound.expect("it is repaired");
 }
 
 impl Cluster {
     /// Seals what is closed, on all nodes.
-    fn checkpoint(&self) {
+    pub(super) fn checkpoint(&self) {
         for member in self.members.values() {
             member.store.checkpoint().unwrap();
         }
     }
 
-    fn disk(&self, node: NodeId) -> &FaultyDisk {
+    pub(super) fn disk(&self, node: NodeId) -> &FaultyDisk {
         &self.members[&node].disk
     }
 
