@@ -152,7 +152,7 @@ impl Requester {
             id,
         };
         if self.reading.is_finished() {
-            return Err(Error::closed().into());
+            return Err(unread());
         }
         let (id, partition) = (format!("{id:032x}"), self.partition.to_string());
         let mut headers = record.headers.to_vec();
@@ -164,7 +164,7 @@ impl Requester {
         let after = self.config.timeout;
         let asking = async {
             self.producer.send(record.headers(&headers)).await?.await?;
-            reply.await.unwrap_or_else(|_| Err(Error::closed().into()))
+            reply.await.unwrap_or_else(|_| Err(unread()))
         };
         timeout(after, asking)
             .await
@@ -188,6 +188,10 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         self.pending.lock().remove(&self.id);
     }
+}
+
+fn unread() -> RequestError {
+    Error::unreachable("replies are not read any more: make a new requester").into()
 }
 
 /// Hands replies to those who wait for them.

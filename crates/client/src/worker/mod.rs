@@ -143,7 +143,7 @@ impl Worker {
 
 fn ended(joined: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
     joined.unwrap_or_else(|error| {
-        Err(Error::invalid(format_args!(
+        Err(Error::unreachable(format_args!(
             "the worker's task was ended: {error}"
         )))
     })

@@ -137,7 +137,7 @@ impl Run {
                 step = self.consumer.next_step() => match step {
                     Some(Ok(step)) => self.follow(step),
                     Some(Err(error)) => return Err(error),
-                    None => return Err(Error::closed()),
+                    None => return Err(Error::unreachable("the group was left: start a new worker")),
                 },
             }
         }
