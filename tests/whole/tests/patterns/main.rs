@@ -3,6 +3,10 @@
     unreachable_pub,
     reason = "the examples are shown as an application would have them"
 )]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a page is a file of the working tree, not of a broker"
+)]
 
 mod dead_letters;
 mod delivery_guarantees;
