@@ -67,8 +67,11 @@ impl ConnectionError {
     }
 }
 
-/// A request at work, with the memory of its frame.
-type Work = BoxFuture<'static, (Reply, MemoryPermit)>;
+/// What a request comes to, with the memory of its frame where that is held as long.
+type Done = (Reply, Option<MemoryPermit>);
+
+/// A request at work.
+type Work = BoxFuture<'static, Done>;
 
 /// A connection.
 pub(crate) struct Connection<R, W> {
@@ -77,7 +80,7 @@ pub(crate) struct Connection<R, W> {
     front: Front,
     config: Arc<KafkaConfig>,
     client: Arc<Client>,
-    at_work: FuturesOrdered<Either<future::Ready<(Reply, MemoryPermit)>, Work>>,
+    at_work: FuturesOrdered<Either<future::Ready<Done>, Work>>,
     /// Read, but not to begin before all at work are answered.
     waiting: Option<(Request, MemoryPermit)>,
     /// Whether what is at work lets nothing begin beside it.
@@ -162,6 +165,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     fn begin(&mut self, request: Request, memory: MemoryPermit) {
         self.alone = !request.is_pipelined();
         let client = Arc::clone(&self.client);
+        // Those who wait for others would hold what producers need; what is kept of them is counted elsewhere.
+        let memory = (!request.waits_for_others()).then_some(memory);
         let mut work: Work = Box::pin(async move { (request.handle(&client).await, memory) });
         let polled = (&mut work).now_or_never();
         self.at_work.push_back(match polled {
@@ -171,7 +176,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     }
 
     /// Sends an answer and those behind it that are there already.
-    async fn answer(&mut self, first: (Reply, MemoryPermit)) -> Result<(), ConnectionError> {
+    async fn answer(&mut self, first: Done) -> Result<(), ConnectionError> {
         let mut parts = VecDeque::new();
         let mut held = Vec::new();
         let mut next = Some(first);
@@ -196,7 +201,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(())
     }
 
-    fn ready(&mut self) -> Option<(Reply, MemoryPermit)> {
+    fn ready(&mut self) -> Option<Done> {
         let polled = self.at_work.next().now_or_never();
         polled.flatten()
     }

@@ -264,6 +264,11 @@ impl Request {
         Some(self.elements).filter(|elements| *elements > Self::FEW_BYTES)
     }
 
+    /// Whether it may wait for other clients of its group, for minutes.
+    pub(crate) fn waits_for_others(&self) -> bool {
+        matches!(self.body, Body::JoinGroup(_) | Body::SyncGroup(_))
+    }
+
     /// Whether it may be at work beside others of its kind.
     pub(crate) fn is_pipelined(&self) -> bool {
         matches!(self.body, Body::Produce(_)) && self.extra_memory().is_none()

@@ -22,10 +22,20 @@ use crate::{
         messages::{
             api_versions_request::ApiVersionsRequest,
             api_versions_response::ApiVersionsResponse,
+            describe_topic_partitions_request::DescribeTopicPartitionsRequest,
+            describe_topic_partitions_response::DescribeTopicPartitionsResponse,
             fetch_request::{FetchPartition, FetchRequest, FetchTopic},
             fetch_response::FetchResponse,
+            join_group_request::{JoinGroupRequest, JoinGroupRequestProtocol},
+            join_group_response::JoinGroupResponse,
             metadata_request::{MetadataRequest, MetadataRequestTopic},
             metadata_response::MetadataResponse,
+            offset_commit_request::{
+                OffsetCommitRequest, OffsetCommitRequestPartition, OffsetCommitRequestTopic,
+            },
+            offset_commit_response::OffsetCommitResponse,
+            offset_fetch_request::{OffsetFetchRequest, OffsetFetchRequestTopic},
+            offset_fetch_response::OffsetFetchResponse,
             produce_request::{PartitionProduceData, ProduceRequest, TopicProduceData},
             produce_response::ProduceResponse,
             request_header::RequestHeader,
@@ -36,6 +46,9 @@ use crate::{
 const METADATA_VERSION: i16 = 8;
 const PRODUCE_VERSION: i16 = 8;
 const FETCH_VERSION: i16 = 11;
+const JOIN_VERSION: i16 = 5;
+const COMMIT_VERSION: i16 = 7;
+const OFFSET_FETCH_VERSION: i16 = 5;
 
 struct Node {
     broker: Broker,
@@ -88,8 +101,28 @@ struct Client {
 impl Client {
     async fn send(
         &mut self,
+        which: (i16, i16),
+        correlation_id: i32,
+        write: impl FnOnce(&mut Writer),
+    ) {
+        self.send_headed(which, correlation_id, 1, write).await;
+    }
+
+    /// Sends a request of the newer layout.
+    async fn send_flexible(
+        &mut self,
+        which: (i16, i16),
+        correlation_id: i32,
+        write: impl FnOnce(&mut Writer),
+    ) {
+        self.send_headed(which, correlation_id, 2, write).await;
+    }
+
+    async fn send_headed(
+        &mut self,
         (key, version): (i16, i16),
         correlation_id: i32,
+        header_version: i16,
         write: impl FnOnce(&mut Writer),
     ) {
         let mut writer = Writer::default();
@@ -99,7 +132,7 @@ impl Client {
             correlation_id,
             client_id: Some("test".into()),
         };
-        header.encode(&mut writer, 1);
+        header.encode(&mut writer, header_version);
         write(&mut writer);
         self.stream
             .write_all(&writer.into_frame().concat())
@@ -395,5 +428,159 @@ fn connections_past_the_limit_are_closed_and_places_come_back() {
                 return;
             }
         }
+    });
+}
+
+#[test]
+fn a_description_of_partitions_has_no_nulls() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        let request = DescribeTopicPartitionsRequest {
+            response_partition_limit: 10,
+            ..DescribeTopicPartitionsRequest::default()
+        };
+        let which = (DescribeTopicPartitionsRequest::KEY, 0);
+        client
+            .send_flexible(which, 1, |w| request.encode(w, 0))
+            .await;
+        let (_, body) = client.receive().await;
+        // Behind the header's tagged fields.
+        let mut reader = Reader::new(body.slice(1..));
+        let response = DescribeTopicPartitionsResponse::decode(&mut reader, 0).unwrap();
+        let partition = &response.topics[0].partitions[0];
+        assert_eq!(partition.eligible_leader_replicas, Some(Vec::new()));
+        assert_eq!(partition.last_known_elr, Some(Vec::new()));
+    });
+}
+
+/// A member without an id joins group `g`.
+fn join(member_id: &str) -> JoinGroupRequest {
+    JoinGroupRequest {
+        group_id: "g".into(),
+        session_timeout_ms: 10_000,
+        rebalance_timeout_ms: 30_000,
+        member_id: member_id.into(),
+        protocol_type: "consumer".into(),
+        protocols: vec![JoinGroupRequestProtocol {
+            name: "range".into(),
+            metadata: Bytes::from_static(b"a"),
+        }],
+        ..JoinGroupRequest::default()
+    }
+}
+
+impl Client {
+    async fn joined(&mut self, request: JoinGroupRequest) -> JoinGroupResponse {
+        let which = (JoinGroupRequest::KEY, JOIN_VERSION);
+        self.send(which, 1, |w| request.encode(w, JOIN_VERSION))
+            .await;
+        let (_, body) = self.receive().await;
+        JoinGroupResponse::decode(&mut Reader::new(body), JOIN_VERSION).unwrap()
+    }
+
+    /// Stores an offset as a member, or as nobody, and answers with the error.
+    async fn commit(&mut self, member_id: &str, generation: i32, offset: i64) -> i16 {
+        let request = OffsetCommitRequest {
+            group_id: "g".into(),
+            generation_id_or_member_epoch: generation,
+            member_id: member_id.into(),
+            topics: vec![OffsetCommitRequestTopic {
+                name: "orders".into(),
+                partitions: vec![OffsetCommitRequestPartition {
+                    committed_offset: offset,
+                    committed_leader_epoch: 3,
+                    committed_metadata: Some("m".into()),
+                    ..OffsetCommitRequestPartition::default()
+                }],
+                ..OffsetCommitRequestTopic::default()
+            }],
+            ..OffsetCommitRequest::default()
+        };
+        let which = (OffsetCommitRequest::KEY, COMMIT_VERSION);
+        self.send(which, 1, |w| request.encode(w, COMMIT_VERSION))
+            .await;
+        let (_, body) = self.receive().await;
+        let response = OffsetCommitResponse::decode(&mut Reader::new(body), COMMIT_VERSION);
+        response.unwrap().topics[0].partitions[0].error_code
+    }
+}
+
+#[test]
+fn a_join_that_waits_holds_up_nobody_elses_connection() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let (mut first, mut second) = (connect(address).await, connect(address).await);
+        first.create("orders").await;
+        // The coordinator may be loading yet.
+        let told = loop {
+            let told = first.joined(join("")).await;
+            if told.error_code == ErrorCode::MemberIdRequired.code() {
+                break told;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let which = (JoinGroupRequest::KEY, JOIN_VERSION);
+        let request = join(&told.member_id);
+        first
+            .send(which, 7, |w| request.encode(w, JOIN_VERSION))
+            .await;
+        first.ask_metadata(8, "orders").await;
+        // The first member of a group waits for others.
+        second.ask_metadata(9, "orders").await;
+        assert_eq!(second.receive().await.0, 9);
+        let (id, body) = first.receive().await;
+        assert_eq!(id, 7);
+        let joined = JoinGroupResponse::decode(&mut Reader::new(body), JOIN_VERSION).unwrap();
+        assert_eq!((joined.error_code, joined.generation_id), (0, 1));
+        assert_eq!(joined.leader, joined.member_id);
+        assert_eq!(joined.members.len(), 1);
+        assert_eq!(first.receive().await.0, 8);
+
+        // It has not synced, and who is no member does not commit beside it.
+        let early = first.commit(&joined.member_id, 1, 5).await;
+        assert_eq!(early, ErrorCode::RebalanceInProgress.code());
+        let outside = first.commit("", -1, 5).await;
+        assert_eq!(outside, ErrorCode::UnknownMemberId.code());
+        let stale = first.commit(&joined.member_id, 0, 5).await;
+        assert_eq!(stale, ErrorCode::IllegalGeneration.code());
+    });
+}
+
+#[test]
+fn offsets_are_fetched_as_they_were_stored() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        while client.commit("", -1, 42).await != 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let negative = client.commit("", -1, -7).await;
+        assert_eq!(negative, ErrorCode::InvalidCommitOffsetSize.code());
+        let request = OffsetFetchRequest {
+            group_id: "g".into(),
+            topics: Some(vec![OffsetFetchRequestTopic {
+                name: "orders".into(),
+                partition_indexes: vec![0, 9],
+            }]),
+            ..OffsetFetchRequest::default()
+        };
+        let which = (OffsetFetchRequest::KEY, OFFSET_FETCH_VERSION);
+        client
+            .send(which, 1, |w| request.encode(w, OFFSET_FETCH_VERSION))
+            .await;
+        let (_, body) = client.receive().await;
+        let mut reader = Reader::new(body);
+        let response = OffsetFetchResponse::decode(&mut reader, OFFSET_FETCH_VERSION).unwrap();
+        let found = response.topics[0].partitions.iter();
+        let found: Vec<_> = found
+            .map(|it| {
+                (
+                    it.committed_offset,
+                    it.committed_leader_epoch,
+                    it.error_code,
+                )
+            })
+            .collect();
+        assert_eq!(found, [(42, 3, 0), (-1, -1, 0)]);
     });
 }

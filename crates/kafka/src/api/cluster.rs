@@ -144,7 +144,9 @@ fn describe_partition(
         replica_nodes: described.replica_nodes,
         isr_nodes: described.isr_nodes,
         offline_replicas: described.offline_replicas,
-        ..DescribeTopicPartitionsResponsePartition::default()
+        // None, which is not the same as null: Java's client takes them to be there.
+        eligible_leader_replicas: Some(Vec::new()),
+        last_known_elr: Some(Vec::new()),
     }
 }
 

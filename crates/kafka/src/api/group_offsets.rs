@@ -247,24 +247,29 @@ async fn fetch(
     asked: Option<Vec<OffsetFetchRequestTopics>>,
     version: i16,
 ) -> (Vec<Fetched>, ErrorCode) {
+    let topics: Option<Vec<_>> = asked.map(|asked| {
+        let named = asked
+            .into_iter()
+            .map(|topic| match version < FETCH_IDS_FROM {
+                true => (Ok(topic.name.clone()), topic),
+                false => (name_of(&client.front, &topic.topic_id), topic),
+            });
+        named.collect()
+    });
+    let keys = topics.as_ref().map(|topics| keys(client, topics));
     let fetched = match group(group_id) {
         Ok(group) => {
-            let fetched = client.front.fetch_offsets(group, None).await;
+            let fetched = client.front.fetch_offsets(group, keys).await;
             fetched.map_err(|error| ErrorCode::of_coordinator(&error))
         }
         Err(error) => Err(error),
     };
     let error = fetched.as_ref().err().copied().unwrap_or(ErrorCode::None);
-    let offsets: HashMap<PartitionKey, Committed> =
-        fetched.unwrap_or_default().into_iter().collect();
-    let Some(asked) = asked else {
+    let offsets = fetched.unwrap_or_default().into_iter().collect();
+    let Some(topics) = topics else {
         return (all(client, offsets), error);
     };
-    let topics = asked.into_iter().map(|topic| {
-        let name = match version < FETCH_IDS_FROM {
-            true => Ok(topic.name.clone()),
-            false => name_of(&client.front, &topic.topic_id),
-        };
+    let topics = topics.into_iter().map(|(name, topic)| {
         let partitions = topic.partition_indexes.iter().map(|index| {
             let found = match (&name, error) {
                 (Err(error), _) => Err(*error),
@@ -284,6 +289,21 @@ async fn fetch(
         }
     });
     (topics.collect(), error)
+}
+
+/// The partitions that are there of those that are asked for.
+fn keys(
+    client: &Client,
+    topics: &[(Result<Text, ErrorCode>, OffsetFetchRequestTopics)],
+) -> Vec<PartitionKey> {
+    let mut keys = Vec::new();
+    for (name, topic) in topics {
+        if let Ok(name) = name {
+            let there = topic.partition_indexes.iter();
+            keys.extend(there.filter_map(|index| key(client, name, *index).ok()));
+        }
+    }
+    keys
 }
 
 /// All offsets, by topic.

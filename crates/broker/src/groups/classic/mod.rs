@@ -6,9 +6,12 @@
 //!
 //! A generation is stored once its members are assigned something: one that was only begun is begun anew after a failover.
 
+mod check;
 mod embedded;
 mod member;
+mod request;
 mod stored;
+mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,97 +20,21 @@ use std::{
 
 use bytes::Bytes;
 
-pub use self::member::{ClassicJoin, Protocol};
 use self::member::{Held, Member, protocols_size};
-pub(crate) use self::stored::StoredClassicMember;
+pub use self::{
+    member::{ClassicJoin, Protocol},
+    request::{ClassicMember, ClassicSync, Joined, JoinedMember, Synced},
+    view::{ClassicDescription, ClassicMemberView},
+};
+pub(crate) use self::{
+    request::{Reply, Ticket},
+    stored::StoredClassicMember,
+};
 use super::{
-    assign::Assignor,
-    consumer::{Assignment, MemberView, Scene, Spec},
+    consumer::Scene,
     names::{GroupError, MemberId, Moment},
     records::Stored,
-    topics::TopicsView,
 };
-
-/// Names a request that is answered later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Ticket(pub(crate) u64);
-
-/// The answer to a request that may have waited.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
-    Joined(Joined),
-    Synced(Synced),
-    Refused(GroupError),
-}
-
-/// A member is in a generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Joined {
-    pub generation: i32,
-    pub protocol_type: Box<str>,
-    pub protocol: Box<str>,
-    pub leader: MemberId,
-    pub member: MemberId,
-    /// It leads, and is not to assign anything: all have what they had.
-    pub skip_assignment: bool,
-    /// For the leader: all members.
-    pub members: Vec<JoinedMember>,
-}
-
-/// A member as its leader is told of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JoinedMember {
-    pub id: MemberId,
-    pub instance: Option<Box<str>>,
-    pub metadata: Bytes,
-}
-
-/// What a member is assigned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Synced {
-    pub protocol_type: Box<str>,
-    pub protocol: Box<str>,
-    pub assignment: Bytes,
-}
-
-/// Who a member says it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClassicMember {
-    pub id: MemberId,
-    pub instance: Option<Box<str>>,
-    pub generation: i32,
-}
-
-/// A member asks for what it is assigned, and the leader says it.
-#[derive(Clone, Debug)]
-pub struct ClassicSync {
-    pub member: ClassicMember,
-    /// What it takes for the group's, where it says so.
-    pub protocol_type: Option<Box<str>>,
-    pub protocol: Option<Box<str>>,
-    pub assignments: Vec<(Box<str>, Bytes)>,
-}
-
-/// All about a classic group but its offsets.
-#[derive(Clone, Debug)]
-pub struct ClassicDescription {
-    /// As Kafka names it.
-    pub state: &'static str,
-    pub protocol_type: Box<str>,
-    pub protocol: Box<str>,
-    pub members: Vec<ClassicMemberView>,
-}
-
-/// A member of a classic group as it is shown.
-#[derive(Clone, Debug)]
-pub struct ClassicMemberView {
-    pub id: MemberId,
-    pub instance: Option<Box<str>>,
-    pub client: Box<str>,
-    pub client_host: Box<str>,
-    pub metadata: Bytes,
-    pub assignment: Bytes,
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
@@ -755,81 +682,6 @@ impl ClassicGroup {
         }
     }
 
-    fn twin(&self, instance: &str) -> Option<MemberId> {
-        let mut members = self.members.iter();
-        let twin = members.find(|(_, known)| known.instance.as_deref() == Some(instance));
-        twin.map(|(id, _)| id.clone())
-    }
-
-    /// # Errors
-    /// Where it is no member, or another one has its instance id.
-    fn check_identity(&self, id: &MemberId, instance: Option<&str>) -> Result<(), GroupError> {
-        let known = self.members.get(id);
-        match (known, instance) {
-            (Some(_), None) => Ok(()),
-            (Some(known), instance) if known.instance.as_deref() == instance => Ok(()),
-            (_, Some(instance)) if self.twin(instance).is_some() => {
-                Err(GroupError::FencedInstance(instance.into()))
-            }
-            _ => Err(GroupError::UnknownMember(id.clone())),
-        }
-    }
-
-    /// # Errors
-    /// Where it is no member of this generation.
-    fn check_member(&self, member: &ClassicMember) -> Result<(), GroupError> {
-        self.check_identity(&member.id, member.instance.as_deref())?;
-        match member.generation == self.number() {
-            true => Ok(()),
-            false => Err(GroupError::StaleGeneration {
-                given: member.generation,
-            }),
-        }
-    }
-
-    /// # Errors
-    /// Where there is no protocol that all others speak too.
-    fn check_protocols(
-        &self,
-        own: Option<&MemberId>,
-        join: &ClassicJoin,
-    ) -> Result<(), GroupError> {
-        let others = || {
-            let members = self.members.iter();
-            members
-                .filter(|(id, _)| Some(*id) != own)
-                .map(|(_, other)| other)
-        };
-        let spoken = |protocol: &Protocol| others().all(|other| other.speaks(&protocol.name));
-        let fits = others().next().is_none()
-            || (join.protocol_type == self.protocol_type && join.protocols.iter().any(spoken));
-        fits.then_some(()).ok_or(GroupError::OtherProtocol)
-    }
-
-    /// # Errors
-    /// Where it has as many members as it may.
-    fn check_room(&self) -> Result<(), GroupError> {
-        if self.members.len() + self.promised.len() < Self::MOST_MEMBERS {
-            return Ok(());
-        }
-        Err(GroupError::Full {
-            what: "the number of members of a group",
-            most: Self::MOST_MEMBERS,
-        })
-    }
-
-    /// # Errors
-    /// Where so much more is not taken in.
-    fn check_bytes(&self, more: usize) -> Result<(), GroupError> {
-        if self.bytes() + more <= Self::MOST_BYTES {
-            return Ok(());
-        }
-        Err(GroupError::Full {
-            what: "the bytes that a group's members say of themselves",
-            most: Self::MOST_BYTES,
-        })
-    }
-
     /// The protocol that most members want of those that all speak.
     fn choose(&self) -> Box<str> {
         let spoken = |name: &str| self.members.values().all(|member| member.speaks(name));
@@ -889,68 +741,6 @@ impl ClassicGroup {
         }
         self.stored = self.members.keys().cloned().collect();
         self.unstored = true;
-    }
-
-    /// As Kafka's clients are shown it: who is assigned what, where that is settled.
-    pub(super) fn describe(&self) -> ClassicDescription {
-        let settled = matches!(self.phase, Phase::Stable { .. });
-        let shown = |bytes: Bytes| if settled { bytes } else { Bytes::new() };
-        let members = self.members.iter();
-        let members = members.map(|(id, member)| ClassicMemberView {
-            id: id.clone(),
-            instance: member.instance.clone(),
-            client: member.client.clone(),
-            client_host: member.client_host.clone(),
-            metadata: shown(member.metadata(&self.protocol)),
-            assignment: shown(member.assignment.clone()),
-        });
-        ClassicDescription {
-            state: match self.phase {
-                Phase::Empty => "Empty",
-                Phase::Joining { .. } => "PreparingRebalance",
-                Phase::Syncing { .. } => "CompletingRebalance",
-                Phase::Stable { .. } => "Stable",
-            },
-            protocol_type: self.protocol_type.clone(),
-            protocol: if settled {
-                self.protocol.clone()
-            } else {
-                "".into()
-            },
-            members: members.collect(),
-        }
-    }
-
-    /// Its members in the terms of groups whose partitions the coordinator assigns, as far as they speak to each other as consumers.
-    pub(super) fn members(&self, topics: &TopicsView) -> Vec<MemberView> {
-        let members = self.members.iter();
-        let view = |(id, member): (&MemberId, &Member)| {
-            let subscribed = embedded::subscription(&member.metadata(&self.protocol));
-            let owned = embedded::assignment(&member.assignment).into_iter();
-            let owned = owned.filter_map(|(name, numbers)| {
-                let partitions = topics.get(&name)?.partitions();
-                Some(partitions.filter(move |key| numbers.contains(&key.partition.get())))
-            });
-            MemberView {
-                id: id.clone(),
-                spec: Spec {
-                    instance: member.instance.clone(),
-                    client: member.client.clone(),
-                    rack: "".into(),
-                    topics: subscribed.into_iter().collect(),
-                    pattern: None,
-                    assignor: Assignor::default(),
-                    session_timeout: member.session_timeout,
-                    rebalance_timeout: member.rebalance_timeout,
-                },
-                assignment: Assignment {
-                    epoch: self.generation,
-                    owned: owned.flatten().collect(),
-                    revoking: Vec::new(),
-                },
-            }
-        };
-        members.map(view).collect()
     }
 }
 
