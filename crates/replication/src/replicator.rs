@@ -229,20 +229,41 @@ impl Replicator {
                 replica,
             )
         };
-        let damaged = log.damage().is_some();
-        let (inner, running) = if damaged {
-            let group = Group::unserved(self.node, Arc::clone(&self.store), log);
-            (handle(group, Replica::Damaged { why: None }), None)
-        } else {
-            let group = Group::load(self.node, Arc::clone(&self.store), log);
-            let group = group.map_err(|error| AppendError::Fatal(error.to_string()))?;
-            let running = starter.start(&group).await.map_err(AppendError::Fatal)?;
-            let inner = handle(group, Replica::Running(running.clone()));
-            (inner, Some(running))
+        let (inner, running) = match self.set_up(&starter, &log).await? {
+            Some((group, running)) => {
+                let inner = handle(group, Replica::Running(running.clone()));
+                (inner, Some(running))
+            }
+            None => {
+                let group = Group::unserved(self.node, Arc::clone(&self.store), log);
+                (handle(group, Replica::Damaged { why: None }), None)
+            }
         };
         self.groups.add(&inner);
         tokio::spawn(keep(Arc::clone(&inner), starter, running, self.habits));
         Ok(Partition::new(inner))
+    }
+
+    /// Starts a replica from its log; `None` where that is damaged, which may be found only by what is read for it.
+    async fn set_up(
+        &self,
+        starter: &Starter,
+        log: &Arc<PartitionLog>,
+    ) -> Result<Option<(Arc<Group>, Running)>, AppendError> {
+        if log.damage().is_some() {
+            return Ok(None);
+        }
+        let starting = async {
+            let group = Group::load(self.node, Arc::clone(&self.store), Arc::clone(log));
+            let group = group.map_err(|error| error.to_string())?;
+            let running = starter.start(&group).await?;
+            Ok((group, running))
+        };
+        match starting.await {
+            Ok(started) => Ok(Some(started)),
+            Err(_) if log.damage().is_some() => Ok(None),
+            Err(error) => Err(AppendError::Fatal(error)),
+        }
     }
 
     fn not_opened(&self, error: &OpenError) -> AppendError {

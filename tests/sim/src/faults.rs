@@ -47,7 +47,7 @@ enum Fault {
     Quiet,
 }
 
-const FAULTS: [(u64, Fault); 18] = [
+const FAULTS: [(u64, Fault); 17] = [
     (4, Fault::PowerLoss),
     (5, Fault::PowerLossWhileWriting),
     (3, Fault::PowerCut),
@@ -63,13 +63,12 @@ const FAULTS: [(u64, Fault); 18] = [
     (2, Fault::FullDisk),
     (2, Fault::FailingSync),
     (1, Fault::FailingWrite),
-    (4, Fault::Rot),
     (1, Fault::ClockStep),
     (2, Fault::Quiet),
 ];
 
 /// Lets things go wrong for as long as it runs.
-pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
+pub(crate) async fn run(cluster: Cluster, mut luck: Luck, rot: bool) {
     let mut quiet_until = None;
     loop {
         tokio::time::sleep(luck.millis(200..6000)).await;
@@ -78,7 +77,10 @@ pub(crate) async fn run(cluster: Cluster, mut luck: Luck) {
             cluster.quiet.store(false, Ordering::Relaxed);
             quiet_until = None;
         }
-        let fault = draw(&mut luck);
+        let fault = match rot && luck.per_mille(100) {
+            true => Fault::Rot,
+            false => draw(&mut luck),
+        };
         let (node, other) = (pick(&cluster, &mut luck), pick(&cluster, &mut luck));
         let lasts = luck.millis(200..9000) * if luck.per_mille(80) { 6 } else { 1 };
         let number = luck.next();

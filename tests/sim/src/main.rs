@@ -63,6 +63,9 @@ struct Options {
     /// Runs with code that is wrong on purpose.
     #[arg(long, value_enum)]
     mutant: Option<Mutant>,
+    /// Lets bytes on disks change by themselves too.
+    #[arg(long)]
+    rot: bool,
     /// Runs every mutant until it is caught, for up to `--seeds` seeds each.
     #[arg(long)]
     mutants: bool,
@@ -91,6 +94,7 @@ impl Options {
             producers: self.producers,
             faulty: Duration::from_secs_f64(self.minutes_each * 60.0),
             mutant: self.mutant,
+            rot: self.rot,
             print: self.print,
         }
     }

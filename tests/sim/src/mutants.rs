@@ -67,6 +67,11 @@ pub(crate) enum Mutant {
 }
 
 impl Mutant {
+    /// Whether it shows only where bytes rot.
+    pub(crate) fn needs_rot(self) -> bool {
+        matches!(self, Self::TrustsDisk | Self::LeavesRot)
+    }
+
     /// The invariants of which one must catch it first.
     pub(crate) fn caught_by(self) -> &'static [&'static str] {
         match self {

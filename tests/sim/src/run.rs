@@ -53,6 +53,8 @@ pub(crate) struct Plan {
     /// How long things go wrong.
     pub(crate) faulty: Duration,
     pub(crate) mutant: Option<Mutant>,
+    /// Bytes on disks change by themselves.
+    pub(crate) rot: bool,
     /// Every line of the trace goes to standard error.
     pub(crate) print: bool,
 }
@@ -206,7 +208,11 @@ impl Course {
         trouble.extend(self.for_each_key(40_000, transfers::run));
         self.for_each_key(50_000, moves::see_to);
         tokio::spawn(liveness::watch(cluster.clone()));
-        let faults = faults::run(cluster.clone(), Luck::stream(self.plan.seed, 3));
+        let faults = faults::run(
+            cluster.clone(),
+            Luck::stream(self.plan.seed, 3),
+            self.plan.rot,
+        );
         trouble.push(tokio::spawn(faults));
         sleep(self.plan.faulty).await;
         trouble.iter().for_each(JoinHandle::abort);

@@ -92,6 +92,7 @@ fn arguments(options: &Options, seed: u64, mutant: Option<Mutant>) -> Vec<String
         format!("--partitions={}", options.partitions),
         format!("--producers={}", options.producers),
     ];
+    arguments.extend(options.rot.then(|| "--rot".to_owned()));
     let name = mutant.and_then(|mutant| mutant.to_possible_value());
     arguments.extend(name.map(|name| format!("--mutant={}", name.get_name())));
     arguments
@@ -190,6 +191,9 @@ fn show(options: &Options, seed: u64, report: Report) -> Report {
 pub(crate) fn mutants(options: &Options) -> anyhow::Result<bool> {
     let mut all_caught = true;
     for mutant in Mutant::value_variants() {
+        if mutant.needs_rot() && !options.rot {
+            continue;
+        }
         let mut caught = None;
         let mut options = options.clone();
         // What it breaks takes two moves and a replica that misses both.

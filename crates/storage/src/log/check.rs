@@ -13,16 +13,18 @@ use super::{
 const CHECK_BYTES: usize = 4 << 20;
 
 /// Checks every batch of a segment that has no seal yet; gives an index of it, made on the way. One that compaction may have
-/// written, here or elsewhere, may lack offsets, and Raft asks nothing of it any more.
+/// written, here or elsewhere, may lack offsets, and Raft asks nothing of it any more; and of one from before what Raft's log still knows, entries are not
+/// counted.
 pub(super) fn check_unsealed(
     segment: &Segment,
     raft: &RaftMap,
 ) -> Result<SparseIndex, SegmentError> {
     let has_holes = segment.generation() != 0;
+    let counts = !has_holes && raft.counts_from(segment.first_index);
     let mut index = SparseIndex::Growing(Vec::new());
     let (mut newest, mut raft_index, mut due) =
         (TimestampMs::NONE, segment.first_index, segment.base);
-    if has_holes {
+    if !counts {
         raft_index = UNKNOWN_RAFT_INDEX;
     }
     let (mut position, mut next_entry_at, mut wanted) = (0, 0, CHECK_BYTES);
@@ -59,7 +61,7 @@ pub(super) fn check_unsealed(
                 });
             }
             // The epoch stands outside the batch's checksum.
-            let term = raft.term_of(raft_index).filter(|_| !has_holes);
+            let term = raft.term_of(raft_index).filter(|_| counts);
             let epoch = term.map(Term::leader_epoch);
             if let Some(epoch) = epoch.filter(|epoch| *epoch != header.leader_epoch) {
                 let detail = format!(
@@ -81,7 +83,7 @@ pub(super) fn check_unsealed(
                 next_entry_at = position + CHECK_INDEX_INTERVAL;
             }
             newest = newest.max(header.max_timestamp);
-            if !has_holes {
+            if counts {
                 raft_index = raft.batch_index_from(raft_index.next());
             }
             due = header.next_offset();

@@ -409,7 +409,9 @@ impl LogCore {
             let (kind, bytes) = (ControlKind::Membership, bytes.clone());
             (id.index, Control { kind, bytes })
         });
-        self.raft = Arc::new(RaftMap::from_parts(terms, controls.into_iter().collect()));
+        let mut raft = RaftMap::from_parts(terms, controls.into_iter().collect());
+        raft.note_forgotten(manifest.last.index);
+        self.raft = Arc::new(raft);
         self.producers = ProducerTable::decode(&manifest.producers).unwrap_or_default();
         Ok(gone)
     }

@@ -15,6 +15,8 @@ pub(super) struct RaftMap {
     /// Where each term begins, oldest first.
     terms: Vec<(Term, RaftIndex)>,
     controls: BTreeMap<RaftIndex, Control>,
+    /// Before this index, controls may be forgotten: entries cannot be counted from there on.
+    forgotten: RaftIndex,
 }
 
 impl RaftMap {
@@ -22,7 +24,21 @@ impl RaftMap {
         terms: Vec<(Term, RaftIndex)>,
         controls: BTreeMap<RaftIndex, Control>,
     ) -> Self {
-        Self { terms, controls }
+        Self {
+            terms,
+            controls,
+            forgotten: RaftIndex::default(),
+        }
+    }
+
+    /// What was loaded may lack controls before an index.
+    pub(super) fn note_forgotten(&mut self, index: RaftIndex) {
+        self.forgotten = self.forgotten.max(index);
+    }
+
+    /// Whether all entries from an index on are known, so that they can be counted.
+    pub(super) fn counts_from(&self, index: RaftIndex) -> bool {
+        index >= self.forgotten
     }
 
     pub(super) fn terms(&self) -> &[(Term, RaftIndex)] {
@@ -95,6 +111,7 @@ impl RaftMap {
     /// that gets what comes after must be told.
     pub(super) fn forget_before(&mut self, index: RaftIndex) {
         let membership = self.newest_control(ControlKind::Membership, index);
+        self.note_forgotten(index);
         self.controls = self.controls.split_off(&index);
         let mut from = index;
         if let Some((id, bytes)) = membership {

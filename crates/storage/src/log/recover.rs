@@ -10,8 +10,8 @@ use std::{
 use bytes::{Buf, Bytes, TryGetError};
 use parking_lot::Mutex;
 use quipu_model::{
-    LogId, NodeId, Offset, PartitionKey, Position, RecordBatch, Term, TimestampMs, TopicConfig,
-    Vote,
+    LogId, NodeId, Offset, PartitionKey, Position, RaftIndex, RecordBatch, Term, TimestampMs,
+    TopicConfig, Vote,
 };
 
 use super::{
@@ -95,7 +95,14 @@ impl RecoveringLog {
         core.vote = state.vote;
         core.votes_from = state.votes_from;
         core.compacted_to = state.compacted_to;
-        core.raft = Arc::new(RaftMap::from_parts(state.terms, state.controls));
+        let mut raft = RaftMap::from_parts(state.terms, state.controls);
+        // How far it was forgotten is not kept: never further than what was purged.
+        raft.note_forgotten(
+            state
+                .last_purged
+                .map_or(RaftIndex::default(), |id| id.index),
+        );
+        core.raft = Arc::new(raft);
         self.applied = (state.applied, state.membership);
         self.lsn = state.lsn;
         for segment in &state.segments {

@@ -122,7 +122,8 @@ pub(super) fn by_batches(
     let (mut position, mut due) = (0, segment.base);
     let holes = segment.may_have_holes();
     // Unknown behind a wound or a hole: how many entries were in it is not.
-    let mut index = (!holes).then_some(segment.first.index);
+    let counts = !holes && raft.counts_from(segment.first.index);
+    let mut index = counts.then_some(segment.first.index);
     while position < segment.bytes || due < segment.next_offset {
         if let Some(header) = batch_at(file, segment, position)?
             && (header.base_offset == due || (holes && header.base_offset > due))
