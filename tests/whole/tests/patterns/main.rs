@@ -1,7 +1,9 @@
 //! The code of the pages in `docs/patterns`, run against a real broker; and that the pages show just that code.
 #![allow(
     unreachable_pub,
-    reason = "the examples are shown as an application would have them"
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "the examples are as an application would have them, and the pages are the checkout's own files"
 )]
 #![allow(
     clippy::disallowed_methods,
