@@ -13,6 +13,7 @@ use std::{
 use quipu_model::{PartitionKey, TimestampMs, TopicId};
 use quipu_proto::internal::v1::StoredGroupKind;
 
+use self::group::{Group, Members};
 use super::{
     classic::{ClassicGroup, ClassicMember, Reply, Ticket},
     consumer::{Assignment, ConsumerGroup, Join, MemberView, Scene},
@@ -109,129 +110,6 @@ pub(crate) struct Description {
     pub(crate) epoch: u64,
     pub(crate) assignor: String,
     pub(crate) members: Vec<MemberView>,
-}
-
-/// The members of a group, by the protocol that they speak.
-#[derive(Debug, Default)]
-enum Members {
-    #[default]
-    None,
-    Consumer(ConsumerGroup),
-    Classic(ClassicGroup),
-}
-
-impl Members {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::Consumer(members) => members.bytes(),
-            Self::Classic(members) => members.bytes(),
-        }
-    }
-
-    /// Takes in that they are of a kind, if they were not.
-    fn replay_kind(&mut self, kind: StoredGroupKind, epoch: u64) {
-        match (&self, kind) {
-            (Self::None, StoredGroupKind::NoKind)
-            | (Self::Consumer(_), StoredGroupKind::ConsumerKind)
-            | (Self::Classic(_), StoredGroupKind::ClassicKind) => {}
-            (_, StoredGroupKind::NoKind) => *self = Self::None,
-            (_, StoredGroupKind::ConsumerKind) => *self = Self::Consumer(ConsumerGroup::new(epoch)),
-            (_, StoredGroupKind::ClassicKind) => *self = Self::Classic(ClassicGroup::new(epoch)),
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Group {
-    offsets: Offsets,
-    members: Members,
-    /// The epoch when the last of its members left.
-    epoch: u64,
-    empty_since: Option<TimestampMs>,
-    /// When it is to be looked at.
-    due: Option<Duration>,
-}
-
-impl Group {
-    /// About what a group takes in memory besides its offsets and members, in bytes.
-    const SIZE: usize = 512;
-
-    fn is_void(&self) -> bool {
-        self.offsets.is_empty() && matches!(self.members, Members::None)
-    }
-
-    fn has_members(&self) -> bool {
-        match &self.members {
-            Members::None => false,
-            Members::Consumer(_) => true,
-            Members::Classic(members) => members.len() > 0,
-        }
-    }
-
-    fn listing(&self, group: &GroupId) -> Listing {
-        let protocol_type = match &self.members {
-            Members::None => "",
-            Members::Consumer(_) => "consumer",
-            Members::Classic(members) => members.protocol_type(),
-        };
-        let (kind, state, members) = match &self.members {
-            Members::None => (StoredGroupKind::NoKind, "EMPTY", 0),
-            Members::Consumer(members) => {
-                let kind = StoredGroupKind::ConsumerKind;
-                (kind, members.state(), members.len())
-            }
-            Members::Classic(members) => {
-                let kind = match members.len() {
-                    0 => StoredGroupKind::NoKind,
-                    _ => StoredGroupKind::ClassicKind,
-                };
-                (kind, members.state(), members.len())
-            }
-        };
-        Listing {
-            group: group.clone(),
-            kind,
-            protocol_type: protocol_type.into(),
-            state,
-            members,
-        }
-    }
-
-    /// # Errors
-    /// Where its members are of another kind.
-    fn consumer(&mut self, group: &GroupId) -> Result<&mut ConsumerGroup, GroupError> {
-        let epoch = self.epoch;
-        if let Members::None = self.members {
-            self.members = Members::Consumer(ConsumerGroup::new(epoch));
-        }
-        match &mut self.members {
-            Members::Consumer(members) => Ok(members),
-            _ => Err(GroupError::OtherKind(group.clone())),
-        }
-    }
-
-    /// # Errors
-    /// Where its members are of another kind.
-    fn classic(&mut self, group: &GroupId) -> Result<&mut ClassicGroup, GroupError> {
-        if let Members::None = self.members {
-            self.members = Members::Classic(ClassicGroup::new(self.epoch));
-        }
-        match &mut self.members {
-            Members::Classic(members) => Ok(members),
-            _ => Err(GroupError::OtherKind(group.clone())),
-        }
-    }
-
-    /// Whether it still uses an offset that was stored then.
-    fn keeps(&self, partition: PartitionKey, at: TimestampMs, oldest: TimestampMs) -> bool {
-        let used = match &self.members {
-            Members::Consumer(members) => members.has_owner(partition),
-            Members::Classic(members) if members.len() > 0 => true,
-            _ => self.empty_since.is_some_and(|since| since >= oldest),
-        };
-        used || at >= oldest
-    }
 }
 
 /// The groups of one partition.
@@ -472,98 +350,6 @@ impl Coordinator {
         })
     }
 
-    /// Stores offsets. Answers with those that were refused.
-    ///
-    /// # Errors
-    /// Where none was stored.
-    pub(crate) fn commit(
-        &mut self,
-        now: Moment,
-        group: &GroupId,
-        commit: Commit,
-        effects: &mut Effects,
-    ) -> Result<Vec<(PartitionKey, GroupError)>, GroupError> {
-        match &commit.committer {
-            Committer::Outside if self.groups.get(group).is_some_and(Group::has_members) => {
-                return Err(GroupError::HasMembers(group.clone()));
-            }
-            Committer::Outside => {}
-            Committer::Member { id, .. } => self.heartbeat(now, group, id)?,
-            Committer::Classic(member) => self.check_classic_commit(now, group, member)?,
-        }
-        self.check_room(group)?;
-        let mut refused = Vec::new();
-        for (partition, mut value) in commit.offsets {
-            let checked = value.check();
-            let checked =
-                checked.and_then(|()| self.check_owned(group, &commit.committer, partition));
-            match checked {
-                Ok(()) => {
-                    value.at = now.wall;
-                    self.store_offset(group, partition, Some(value), effects);
-                }
-                Err(error) => refused.push((partition, error)),
-            }
-        }
-        Ok(refused)
-    }
-
-    fn check_owned(
-        &self,
-        group: &GroupId,
-        committer: &Committer,
-        partition: PartitionKey,
-    ) -> Result<(), GroupError> {
-        let Committer::Member { id, epoch } = committer else {
-            return Ok(());
-        };
-        match self.groups.get(group).map(|group| &group.members) {
-            Some(Members::Consumer(members)) => members.check_commit(id, *epoch, partition),
-            _ => Err(GroupError::UnknownMember(id.clone())),
-        }
-    }
-
-    /// The offsets stored for these partitions, or for all.
-    pub(crate) fn fetch(
-        &self,
-        group: &GroupId,
-        partitions: Option<&[PartitionKey]>,
-    ) -> Vec<(PartitionKey, Committed)> {
-        let Some(group) = self.groups.get(group) else {
-            return Vec::new();
-        };
-        let found = |(partition, value): (PartitionKey, &Committed)| (partition, value.clone());
-        match partitions {
-            None => group.offsets.iter().map(found).collect(),
-            Some(partitions) => partitions
-                .iter()
-                .filter_map(|partition| Some((*partition, group.offsets.get(*partition)?)))
-                .map(found)
-                .collect(),
-        }
-    }
-
-    /// Forgets offsets of a group without members.
-    ///
-    /// # Errors
-    /// Where there is no such group, or it has members.
-    pub(crate) fn delete_offsets(
-        &mut self,
-        group: &GroupId,
-        partitions: &[PartitionKey],
-        effects: &mut Effects,
-    ) -> Result<(), GroupError> {
-        let known = self.without_members(group)?;
-        let stored = partitions.iter().copied();
-        let stored: Vec<_> = stored
-            .filter(|partition| known.offsets.get(*partition).is_some())
-            .collect();
-        for partition in stored {
-            self.store_offset(group, partition, None, effects);
-        }
-        Ok(())
-    }
-
     /// Forgets a group without members.
     ///
     /// # Errors
@@ -734,41 +520,6 @@ impl Coordinator {
         });
     }
 
-    fn store_offset(
-        &mut self,
-        group: &GroupId,
-        partition: PartitionKey,
-        value: Option<Committed>,
-        effects: &mut Effects,
-    ) {
-        effects.records.push(Stored::Offset {
-            group: group.clone(),
-            partition,
-            value: value.clone(),
-        });
-        let known = self.groups.get(group);
-        let epoch = known.map_or(0, |known| known.epoch);
-        self.set_offset(group, partition, value);
-        if epoch > 0 && !self.groups.contains_key(group) {
-            effects.records.push(Stored::Group {
-                group: group.clone(),
-                value: None,
-            });
-        }
-    }
-
-    fn set_offset(&mut self, group: &GroupId, partition: PartitionKey, value: Option<Committed>) {
-        if value.is_none() && !self.groups.contains_key(group) {
-            return;
-        }
-        let forgets = value.is_none();
-        let (grown, shrunk) = self.group(group).offsets.set(partition, value);
-        self.bytes = (self.bytes + grown).saturating_sub(shrunk);
-        if forgets {
-            self.drop_void(group);
-        }
-    }
-
     /// Forgets a group of which nothing is left, in what is stored too.
     fn end_void(&mut self, group: &GroupId, effects: &mut Effects) {
         self.drop_void(group);
@@ -790,34 +541,10 @@ impl Coordinator {
             }
         }
     }
-
-    /// Forgets what is older than offsets are kept.
-    fn sweep(&mut self, now: Moment, effects: &mut Effects) {
-        let retention = i64::try_from(self.limits.offsets_retention.as_millis());
-        let oldest = now.wall.get().saturating_sub(retention.unwrap_or(i64::MAX));
-        let oldest = TimestampMs::new(oldest);
-        self.forget_offsets(effects, |group, partition, value| {
-            !group.keeps(partition, value.at, oldest)
-        });
-    }
-
-    fn forget_offsets(
-        &mut self,
-        effects: &mut Effects,
-        is_over: impl Fn(&Group, PartitionKey, &Committed) -> bool,
-    ) {
-        let mut over = Vec::new();
-        for (name, group) in &self.groups {
-            let stored = group.offsets.iter();
-            let old = stored.filter(|(partition, value)| is_over(group, *partition, value));
-            over.extend(old.map(|(partition, _)| (name.clone(), partition)));
-        }
-        for (group, partition) in over {
-            self.store_offset(&group, partition, None, effects);
-        }
-    }
 }
 
 mod classic;
+mod group;
+mod offsets;
 #[cfg(test)]
 mod tests;

@@ -8,9 +8,11 @@
 
 mod check;
 mod embedded;
+mod ends;
 mod member;
 mod request;
 mod stored;
+mod sync;
 mod view;
 
 use std::{
@@ -465,90 +467,6 @@ impl ClassicGroup {
         self.store(scene);
     }
 
-    /// A member asks for what it is assigned. It is answered when the leader has said it.
-    pub(super) fn sync(&mut self, scene: &mut Scene<'_>, ticket: Ticket, sync: ClassicSync) {
-        if let Err(error) = self.take_sync(scene, ticket, sync) {
-            scene.effects.reply(ticket, Reply::Refused(error));
-        }
-    }
-
-    fn take_sync(
-        &mut self,
-        scene: &mut Scene<'_>,
-        ticket: Ticket,
-        sync: ClassicSync,
-    ) -> Result<(), GroupError> {
-        self.check_member(&sync.member)?;
-        let other = |said: &Option<Box<str>>, known: &str| {
-            said.as_deref().is_some_and(|said| said != known)
-        };
-        if other(&sync.protocol_type, &self.protocol_type) || other(&sync.protocol, &self.protocol)
-        {
-            return Err(GroupError::OtherProtocol);
-        }
-        let leads = self.leader.as_ref() == Some(&sync.member.id);
-        let assigns = leads && matches!(self.phase, Phase::Syncing { .. });
-        if assigns {
-            let assignments = sync.assignments.iter();
-            self.check_bytes(assignments.map(|(_, assignment)| assignment.len()).sum())?;
-        }
-        let Some(member) = self.members.get_mut(&sync.member.id) else {
-            return Err(GroupError::UnknownMember(sync.member.id));
-        };
-        match self.phase {
-            Phase::Empty | Phase::Joining { .. } => return Err(GroupError::RebalanceInProgress),
-            Phase::Syncing { .. } => {
-                let old = member.held.replace(Held::Sync(ticket));
-                member.synced = true;
-                refuse(scene, old, GroupError::RebalanceInProgress);
-            }
-            Phase::Stable { .. } => {
-                member.synced = true;
-                member.renew(scene.now.elapsed);
-                let synced = self.synced(&sync.member.id);
-                scene.effects.reply(ticket, Reply::Synced(synced));
-            }
-        }
-        if assigns {
-            self.assign(scene, sync.assignments);
-        }
-        Ok(())
-    }
-
-    /// The leader said what each is assigned.
-    fn assign(&mut self, scene: &mut Scene<'_>, assignments: Vec<(Box<str>, Bytes)>) {
-        let mut by_member: BTreeMap<Box<str>, Bytes> = assignments.into_iter().collect();
-        let mut answers = Vec::new();
-        for (id, member) in &mut self.members {
-            member.assignment = by_member.remove(id.as_str()).unwrap_or_default();
-            if let Some(Held::Sync(ticket)) =
-                member.held.take_if(|held| matches!(held, Held::Sync(_)))
-            {
-                member.renew(scene.now.elapsed);
-                answers.push((ticket, id.clone()));
-            }
-        }
-        if let Phase::Syncing { by } = self.phase {
-            self.phase = Phase::Stable { by };
-        }
-        for (ticket, id) in answers {
-            let synced = self.synced(&id);
-            scene.effects.reply(ticket, Reply::Synced(synced));
-        }
-        self.store(scene);
-    }
-
-    fn synced(&self, id: &MemberId) -> Synced {
-        let member = self.members.get(id);
-        Synced {
-            protocol_type: self.protocol_type.clone(),
-            protocol: self.protocol.clone(),
-            assignment: member
-                .map(|member| member.assignment.clone())
-                .unwrap_or_default(),
-        }
-    }
-
     /// A member gives a sign of life.
     ///
     /// # Errors
@@ -581,105 +499,6 @@ impl ClassicGroup {
         }
         self.renew(now, &member.id);
         Ok(())
-    }
-
-    fn renew(&mut self, now: Moment, id: &MemberId) {
-        if let Some(member) = self.members.get_mut(id) {
-            member.renew(now.elapsed);
-        }
-    }
-
-    /// A member leaves, named by either id or by both.
-    ///
-    /// # Errors
-    /// Where it is not known.
-    pub(super) fn leave(
-        &mut self,
-        scene: &mut Scene<'_>,
-        id: Option<&MemberId>,
-        instance: Option<&str>,
-    ) -> Result<(), GroupError> {
-        let id = match (id, instance) {
-            (Some(id), _) if self.promised.remove(id).is_some() => {
-                self.advance(scene);
-                return Ok(());
-            }
-            (Some(id), instance) => {
-                self.check_identity(id, instance)?;
-                id.clone()
-            }
-            (None, instance) => {
-                let instance = instance.unwrap_or_default();
-                let twin = self.twin(instance);
-                twin.ok_or_else(|| GroupError::UnknownInstance(instance.into()))?
-            }
-        };
-        self.remove(scene, &id);
-        self.go_on(scene);
-        Ok(())
-    }
-
-    fn remove(&mut self, scene: &mut Scene<'_>, id: &MemberId) {
-        if let Some(member) = self.members.remove(id) {
-            refuse(scene, member.held, GroupError::UnknownMember(id.clone()));
-        }
-        if self.leader.as_ref() == Some(id) {
-            self.leader = None;
-        }
-    }
-
-    /// Goes on without those that were removed.
-    fn go_on(&mut self, scene: &mut Scene<'_>) {
-        match self.phase {
-            Phase::Empty => {}
-            Phase::Joining { .. } => self.advance(scene),
-            Phase::Syncing { .. } | Phase::Stable { .. } => self.rebalance(scene),
-        }
-    }
-
-    /// Does what is due.
-    pub(super) fn tick(&mut self, scene: &mut Scene<'_>) {
-        let now = scene.now.elapsed;
-        self.promised.retain(|_, until| *until > now);
-        let unsynced = match self.phase {
-            Phase::Syncing { by } | Phase::Stable { by } => by <= now,
-            Phase::Empty | Phase::Joining { .. } => false,
-        };
-        let late = |member: &Member| {
-            (member.held.is_none() && member.expires <= now) || (unsynced && !member.synced)
-        };
-        let late = self.members.iter().filter(|(_, member)| late(member));
-        let late: Vec<MemberId> = late.map(|(id, _)| id.clone()).collect();
-        for id in &late {
-            tracing::info!(group = %scene.group, member = %id, "a member was timed out");
-            self.remove(scene, id);
-        }
-        if late.is_empty() {
-            self.advance(scene);
-        } else {
-            self.go_on(scene);
-        }
-        self.end_wait(scene);
-    }
-
-    /// Waits no longer for others to join than it has to.
-    fn end_wait(&mut self, scene: &mut Scene<'_>) {
-        let now = scene.now.elapsed;
-        let Phase::Joining { by, gathering } = &mut self.phase else {
-            return;
-        };
-        let over = match gathering {
-            Some(gathering) if gathering.until <= now && gathering.grew && *by > now => {
-                gathering.until = now + Self::GATHERING;
-                gathering.grew = false;
-                false
-            }
-            Some(gathering) => gathering.until.min(*by) <= now,
-            None => *by <= now,
-        };
-        if over {
-            self.begin_generation(scene);
-        }
     }
 
     /// The protocol that most members want of those that all speak.
