@@ -85,14 +85,15 @@ impl Mutant {
                 "equal",
                 "progress",
             ],
-            // openraft's leader may be the first to see a follower's log go back, and its group does not sleep where it is
-            // told more than there is.
+            // openraft's leader may be the first to see a follower's log go back, or sends it nothing any more; and its group does
+            // not sleep where it is told more than there is.
             Self::AnswersBeforeFlush => &[
                 "acknowledged",
                 "unchanged",
                 "high-watermark",
                 "panic",
                 "silent",
+                "progress",
             ],
             Self::VotesTwice => &["one-leader"],
             // What is out of order is refused, for ever where nothing comes that is due.
