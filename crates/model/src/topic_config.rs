@@ -57,11 +57,11 @@ impl Default for TopicConfig {
             cleanup: CleanupPolicy::DELETE,
             delete_retention_ms: 24 * 60 * 60 * 1000,
             min_compaction_lag_ms: 0,
-            max_compaction_lag_ms: MOST,
+            max_compaction_lag_ms: Self::FOREVER_MS,
             min_cleanable_dirty_ratio: Share::from_millionths(500_000),
             timestamp_type: TimestampType::CreateTime,
-            timestamp_before_max_ms: MOST,
-            timestamp_after_max_ms: MOST,
+            timestamp_before_max_ms: Self::FOREVER_MS,
+            timestamp_after_max_ms: Self::FOREVER_MS,
         }
     }
 }
@@ -88,6 +88,9 @@ pub enum ConfigError {
 }
 
 impl TopicConfig {
+    /// What bounds a time no more than nothing does, in milliseconds.
+    pub const FOREVER_MS: u64 = MOST;
+
     /// The names of all settings.
     pub const NAMES: [&'static str; 15] = [
         "retention.ms",

@@ -166,17 +166,6 @@ impl Steward {
             || follower.any(|follower| is_near(follower) && follower.matched >= needed)
     }
 
-    /// Whether a replica has nearly all that the leader has.
-    fn is_near(&self, partition: &Partition, node: NodeId) -> bool {
-        if node == self.core.node {
-            return true;
-        }
-        let progress = partition.progress();
-        progress
-            .iter()
-            .any(|follower| follower.node == node && is_near(follower))
-    }
-
     /// Hands over what another node is preferred to lead.
     async fn return_leaders(&self) {
         for entry in self.core.table.snapshot().values() {
@@ -191,7 +180,10 @@ impl Steward {
                 }
                 let voter = partition.members().borrow().voters.contains(&preferred);
                 let up = self.linked.borrow().contains(&preferred);
-                if voter && up && self.is_near(partition, preferred) && !entry.topic.is_everywhere()
+                if voter
+                    && up
+                    && self.may_vote(assignment, partition, preferred)
+                    && !entry.topic.is_everywhere()
                 {
                     let handed = partition.transfer_leader(preferred, Self::PATIENCE).await;
                     if let Err(error) = handed {

@@ -131,13 +131,7 @@ fn check_timestamps(
         config.timestamp_after_max_ms,
     );
     // Nobody bounds them, as a rule: then the records need not be looked at again.
-    let forever = TopicConfig::default();
-    if (before, after)
-        == (
-            forever.timestamp_before_max_ms,
-            forever.timestamp_after_max_ms,
-        )
-    {
+    if (before, after) == (TopicConfig::FOREVER_MS, TopicConfig::FOREVER_MS) {
         return Ok(());
     }
     let earliest = now.get().saturating_sub_unsigned(before);

@@ -75,6 +75,18 @@ pub(super) enum CoreError {
     Io(&'static str, PathBuf, io::Error),
 }
 
+/// From where on all entries are known, of a log that is purged up to an entry and whose segments begin at these: from the
+/// beginning of the segment that the entry is in. Nobody walks those before.
+pub(super) fn known_from(
+    purged: RaftIndex,
+    firsts: impl DoubleEndedIterator<Item = RaftIndex>,
+) -> RaftIndex {
+    firsts
+        .rev()
+        .find(|first| *first <= purged)
+        .unwrap_or(purged)
+}
+
 impl LogCore {
     pub(super) fn new(
         disk: Arc<dyn Disk>,
@@ -419,14 +431,8 @@ impl LogCore {
     /// Forgets terms and controls that neither Raft nor the walk of a segment can still ask for.
     fn forget_raft(&mut self) {
         let purged = self.last_purged.map_or(RaftIndex::default(), |id| id.index);
-        // The entries of the segments before that one are purged: nobody walks them any more.
-        let first = self
-            .segments()
-            .rev()
-            .find(|segment| segment.first_index <= purged)
-            .or_else(|| self.segments().next())
-            .map_or(purged, |segment| segment.first_index);
-        Arc::make_mut(&mut self.raft).forget_before(purged.min(first));
+        let known_from = known_from(purged, self.segments().map(|segment| segment.first_index));
+        Arc::make_mut(&mut self.raft).forget_before(known_from);
     }
 
     /// Makes `before` the first offset served, and gives back the closed segments that lie wholly below it.

@@ -18,7 +18,7 @@ use super::{
     Applied, Inner, PartitionLog,
     active::ActiveSegment,
     check::check_unsealed,
-    core::{ClosedSegment, CoreError, LogCore, SPARE_NAME},
+    core::{ClosedSegment, CoreError, LogCore, SPARE_NAME, known_from},
     damage::{DamageLatch, MARK_FILE, read_mark},
     incoming::{INCOMING_DIR, remove_overtaken},
     mend,
@@ -96,12 +96,11 @@ impl RecoveringLog {
         core.votes_from = state.votes_from;
         core.compacted_to = state.compacted_to;
         let mut raft = RaftMap::from_parts(state.terms, state.controls);
-        // How far it was forgotten is not kept: never further than what was purged.
-        raft.note_forgotten(
-            state
-                .last_purged
-                .map_or(RaftIndex::default(), |id| id.index),
-        );
+        let purged = state
+            .last_purged
+            .map_or(RaftIndex::default(), |id| id.index);
+        let firsts = state.segments.iter().map(|segment| segment.first.index);
+        raft.note_forgotten(known_from(purged, firsts));
         core.raft = Arc::new(raft);
         self.applied = (state.applied, state.membership);
         self.lsn = state.lsn;

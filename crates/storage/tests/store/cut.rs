@@ -1,9 +1,12 @@
 //! Cutting the log: truncation, trim and purge, and crashes in the middle of the checkpoints that follow.
 
+use std::sync::mpsc;
+
 use bytes::Bytes;
 use quipu_model::{LogId, Offset, RaftIndex, TimestampMs, TopicConfig};
 use quipu_storage::{
-    AppendError, ControlKind, PartitionLog, RetentionPolicy, Store, io::FaultyDisk,
+    AppendError, Control, ControlKind, LogEntry, PartitionLog, Payload, RetentionPolicy, Store,
+    io::FaultyDisk,
 };
 
 use super::support::*;
@@ -109,6 +112,60 @@ fn a_crash_anywhere_in_the_checkpoints_after_a_trim_and_a_purge_past_the_end_los
             );
         },
     );
+}
+
+#[test]
+fn what_a_purge_forgot_is_not_missed_where_a_start_checks_what_was_not_sealed() {
+    let disk = FaultyDisk::new(1);
+    let store = open(&disk);
+    let log = store.create_partition(key(0), small_segments()).unwrap();
+    // A batch a term, each behind three entries that are not batches: whoever counts without those is soon in a wrong term.
+    for term in 1..=12 {
+        for nth in 0..3 {
+            // Who votes is remembered, and with it all terms since.
+            let kind = match (term, nth) {
+                (1, 0) => ControlKind::Membership,
+                _ => ControlKind::Blank,
+            };
+            append_control(&log, term, kind);
+        }
+        append(&log, term, &value(term, 900));
+    }
+    assert!(log.state().segments >= 3, "and none of them is sealed");
+    // Into the last segment.
+    let purged = LogId::new(10, 39);
+    log.set_applied(purged, None);
+    log.purge(purged, Offset::new(10)).unwrap();
+    let all = values(&log).unwrap();
+    assert_eq!(all.len(), 12);
+    let left = |log: &PartitionLog| {
+        let entries = log.entries(RaftIndex::new(40), RaftIndex::new(48), 1 << 20);
+        let entries = entries.unwrap();
+        entries.iter().map(|entry| entry.id).collect::<Vec<_>>()
+    };
+    let expected = left(&log);
+    assert_eq!(expected.len(), 8);
+    for checkpointed in [false, true] {
+        if checkpointed {
+            store.checkpoint().unwrap();
+        }
+        let fork = disk.fork(3);
+        fork.crash();
+        let store = open(&fork);
+        let log = store.partition(key(0)).unwrap();
+        assert_eq!(values(&log).unwrap(), all);
+        assert_eq!(left(&log), expected);
+    }
+}
+
+fn append_control(log: &PartitionLog, term: u64, kind: ControlKind) {
+    let bytes = Bytes::new();
+    let payload = Payload::Control(Control { kind, bytes });
+    let id = next_id(log, term);
+    let (tell, told) = mpsc::channel();
+    let done = Box::new(move |result| drop(tell.send(result)));
+    log.append(vec![LogEntry { id, payload }], done).unwrap();
+    told.recv().unwrap().unwrap();
 }
 
 /// Who votes where the log goes on, with the entry that says so.

@@ -5,10 +5,6 @@
     clippy::unwrap_used,
     reason = "the examples are as an application would have them, and the pages are the checkout's own files"
 )]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "a page is a file of the working tree, not of a broker"
-)]
 
 mod dead_letters;
 mod delivery_guarantees;

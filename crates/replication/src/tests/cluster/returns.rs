@@ -163,11 +163,10 @@ async fn it_does_not_stand_where_its_log_says_that_it_votes() {
     let moved = Moved::start().await;
     let answer = moved.append(moved.settled.leader).await;
     assert_eq!(answer, AppendOutcome::Matched(moved.old));
-    let voters = moved.back().members().borrow().voters.clone();
-    assert!(
-        voters.contains(&moved.left),
-        "of before the move: {voters:?}"
-    );
+    // Its log's members, of before the move, become known a little after they are stored.
+    let mut members = moved.back().members();
+    let votes = members.wait_for(|members| members.voters.contains(&moved.left));
+    tokio::time::timeout(LONG, votes).await.unwrap().unwrap();
     // Only who missed the move is there, and would vote for it.
     moved.cluster.heal();
     for other in [moved.settled.leader.node, node(4)] {
