@@ -7,6 +7,7 @@
 mod blocking;
 mod catch_up;
 mod config;
+mod conflicts;
 mod copy;
 mod door;
 mod error;

@@ -23,11 +23,13 @@ use openraft::{
     network::RPCOption,
     raft,
 };
+use parking_lot::Mutex;
 use quipu_model::{NodeId, Offset, PartitionKey};
 use quipu_storage::PartitionLog;
 
 use crate::{
     config::APPEND_PATIENCE,
+    conflicts::Conflicts,
     parts::{SleepOutcome, SleepParts},
     state_machine::Manifest,
     type_config::Types,
@@ -296,6 +298,7 @@ impl RaftNetworkFactory<Types> for Network {
             target: NodeId::new(target),
             network: self.clone(),
             heartbeats: false,
+            conflicts: Arc::default(),
         }
     }
 
@@ -304,6 +307,7 @@ impl RaftNetworkFactory<Types> for Network {
             target: NodeId::new(target),
             network: self.clone(),
             heartbeats: true,
+            conflicts: Arc::default(),
         }
     }
 }
@@ -315,6 +319,7 @@ pub(crate) struct Peer {
     network: Network,
     /// Whether it carries heartbeats only, which need no entry.
     heartbeats: bool,
+    conflicts: Arc<Mutex<Conflicts>>,
 }
 
 impl Peer {
@@ -378,6 +383,7 @@ impl RaftNetworkV2<Types> for Peer {
         let lacks_entries = self.lacks_entries();
         let (transport, target, key) = self.transport();
         let patience = option.hard_ttl().max(APPEND_PATIENCE);
+        let conflicts = (!self.heartbeats).then(|| Arc::clone(&self.conflicts));
         Box::pin(async move {
             let Some(first) = input.next().await else {
                 return Ok(stream::empty().boxed() as Appends<'s>);
@@ -395,9 +401,16 @@ impl RaftNetworkV2<Types> for Peer {
                 .append(target, key, requests, patience)
                 .await
                 .map_err(unreachable)?;
-            let answers = answers.map(|answer| match answer {
-                Ok(answer) => Ok(answer.0),
-                Err(error) => Err(unreachable(error).into()),
+            let answers = answers.map(move |answer| {
+                let answer = answer.map_err(unreachable)?.0;
+                let repeats = |conflicts: &Mutex<Conflicts>| conflicts.lock().repeats(&answer);
+                if conflicts.as_deref().is_some_and(repeats) {
+                    tracing::error!(partition = %key, node = %target, "a node lacks an entry that it had acknowledged, as after its data directory was replaced by an old copy: replace the node");
+                    let reason = "it lacks an entry that it had acknowledged".to_owned();
+                    let node = target;
+                    return Err(unreachable(TransportError { node, reason }).into());
+                }
+                Ok(answer)
             });
             let deleted = stream::iter(std::iter::from_fn(move || {
                 cut.swap(false, Ordering::Relaxed).then(|| {
