@@ -73,6 +73,17 @@ module.exports = async function groups({ kafka, admin, check, newTopic, topic, p
     assert.strictEqual(second.records.length, 5)
   })
   await check('group, cooperative', async () => 'the client has no such assignor')
+  await check('group, topics by pattern', async () => {
+    const stem = topic('stem')
+    for (const [name, count] of [[`${stem}-a`, 5], [`${stem}-b`, 7], ['other', 3]]) {
+      await produce(await newTopic(name), numbered(count))
+    }
+    const first = await member(kafka, topic('g'), new RegExp(`^${stem}.*`))
+    await eventually(() => first.records.length >= 12, 'not all was read')
+    await pause(1000)
+    await first.end()
+    assert.strictEqual(first.records.length, 12)
+  })
   await check('group, static member', async () => 'the client has no static members')
   await scenario('group seen by admin', async (name, group, start) => {
     await produce(name, numbered(1))
