@@ -114,7 +114,7 @@ final class Groups {
         }, "the partitions are not shared");
     }
 
-    private static String quipu(String lines, String... arguments) throws Exception {
+    static String quipu(String lines, String... arguments) throws Exception {
         List<String> command = new ArrayList<>(List.of(System.getenv("QUIPU")));
         command.addAll(List.of(arguments));
         command.addAll(List.of("--broker", System.getenv("GRPC")));

@@ -73,11 +73,11 @@ public final class Main {
         return produce(records, settings);
     }
 
-    private static byte[] value(int i) {
+    static byte[] value(int i) {
         return ("value " + i + " ").repeat(20).getBytes();
     }
 
-    private static List<ConsumerRecord<byte[], byte[]>> read(String topic, int count, long offset) {
+    static List<ConsumerRecord<byte[], byte[]>> read(String topic, int count, long offset) {
         List<ConsumerRecord<byte[], byte[]>> records = new ArrayList<>();
         TopicPartition place = new TopicPartition(topic, 0);
         try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(consumer())) {
@@ -247,6 +247,8 @@ public final class Main {
         Features.check("group, topics by pattern", groups::byPattern);
         Features.check("group seen by admin", groups::seenByAdmin);
         Features.check("group with gRPC", groups::withGrpc);
+        Features.check("written here, read over gRPC", Both::writtenHere);
+        Features.check("written over gRPC, read here", Both::writtenOverGrpc);
         ADMIN.close();
     }
 }

@@ -43,7 +43,21 @@ function quipu(input, ...options) {
 
 const numbered = (count) => [...Array(count).keys()].map((i) => ({ key: `k${i}`, value: `value ${i}` }))
 
-module.exports = async function groups({ kafka, admin, check, newTopic, topic, produce }) {
+// The first messages of a topic.
+async function readAll(kafka, groupId, name, count) {
+  const consumer = kafka.consumer({ groupId })
+  const messages = []
+  await consumer.connect()
+  await consumer.subscribe({ topics: [name], fromBeginning: true })
+  await consumer.run({ eachMessage: async ({ message }) => messages.push(message) })
+  await eventually(() => messages.length >= count, 'not all was read')
+  await consumer.disconnect()
+  return messages
+}
+
+module.exports = { groups, quipu, readAll }
+
+async function groups({ kafka, admin, check, newTopic, topic, produce }) {
   const scenario = (feature, run) =>
     check(feature, async () => {
       const [name, group] = [await newTopic('group', PARTITIONS), topic('g')]

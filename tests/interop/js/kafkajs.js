@@ -1,7 +1,8 @@
 // kafkajs. It knows gzip only, and reads by group only.
 const { CompressionTypes, ConfigResourceTypes, Kafka, logLevel } = require('kafkajs')
 const assert = require('assert')
-const groups = require('./groups.js')
+const both = require('./both.js')
+const { groups, quipu, readAll } = require('./groups.js')
 const work = require('./work.js')
 
 const brokers = process.env.BOOTSTRAP.split(',')
@@ -130,6 +131,8 @@ async function main() {
     await admin.deleteTopics({ topics: [name] })
   })
   await groups({ kafka, admin, check, newTopic, topic, produce })
+  const compressions = { none: CompressionTypes.None, gzip: CompressionTypes.GZIP }
+  await both({ kafka, check, newTopic, topic, produce, quipu, readAll, compressions })
   await admin.disconnect()
 }
 

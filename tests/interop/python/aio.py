@@ -7,6 +7,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from at_work import at_work
+from both import check_grpc
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
 from groups import check_groups
 
@@ -255,3 +256,26 @@ check_groups(
     list_and_delete,
     cooperative=False,
 )
+
+
+def write_full(name, codec, records):
+    encoded = [
+        {
+            "key": key.encode(),
+            "value": value.encode(),
+            "headers": [(header, text.encode()) for header, text in headers],
+            "timestamp_ms": timestamp,
+        }
+        for key, value, headers, timestamp in records
+    ]
+    asyncio.run(produce(name, encoded, compression_type=None if codec == "none" else codec, linger_ms=20))
+
+
+def read_full(name, count):
+    return [
+        (r.key.decode(), r.value.decode(), [(header, text.decode()) for header, text in r.headers], r.timestamp)
+        for r in asyncio.run(read(name, count))
+    ]
+
+
+check_grpc(lambda name: asyncio.run(new_topic(name)), write_full, read_full)

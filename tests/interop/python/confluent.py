@@ -13,6 +13,7 @@ from confluent_kafka.admin import (
     OffsetSpec,
 )
 from at_work import at_work
+from both import check_grpc
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
 from groups import check_groups
 
@@ -245,3 +246,26 @@ check("delete records", delete_records)
 check("delete topic", delete_topic)
 check("1,000 partitions", thousand_partitions)
 check_groups(new_topic, produce, Member, list_and_delete)
+
+
+def write_full(name, codec, records):
+    encoded = [
+        {"key": key, "value": value, "headers": headers, "timestamp": timestamp}
+        for key, value, headers, timestamp in records
+    ]
+    produce(name, encoded, compression_type=codec, linger_ms=20)
+
+
+def read_full(name, count):
+    return [
+        (
+            message.key().decode(),
+            message.value().decode(),
+            [(header, text.decode()) for header, text in message.headers()],
+            message.timestamp()[1],
+        )
+        for message in read(name, count)
+    ]
+
+
+check_grpc(new_topic, write_full, read_full)

@@ -1,6 +1,7 @@
 """kafka-python."""
 
 from at_work import at_work
+from both import check_grpc
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
 from groups import check_groups
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -227,3 +228,26 @@ check("delete records", delete_records)
 check("delete topic", delete_topic)
 check("1,000 partitions", thousand_partitions)
 check_groups(new_topic, produce, Member, list_and_delete)
+
+
+def write_full(name, codec, records):
+    encoded = [
+        {
+            "key": key.encode(),
+            "value": value.encode(),
+            "headers": [(header, text.encode()) for header, text in headers],
+            "timestamp_ms": timestamp,
+        }
+        for key, value, headers, timestamp in records
+    ]
+    produce(name, encoded, compression_type=None if codec == "none" else codec, linger_ms=20)
+
+
+def read_full(name, count):
+    return [
+        (r.key.decode(), r.value.decode(), [(header, text.decode()) for header, text in r.headers], r.timestamp)
+        for r in read(name, count)
+    ]
+
+
+check_grpc(new_topic, write_full, read_full)

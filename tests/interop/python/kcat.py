@@ -6,6 +6,7 @@ import threading
 import time
 
 from at_work import at_work
+from both import check_grpc
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
 from groups import check_groups, quipu
 
@@ -194,3 +195,15 @@ def produce_keyed(name, records):
 
 
 check_groups(new_topic, produce_keyed, Member, lambda group: no_admin, cooperative=False)
+
+
+def read_full(name, _):
+    def record(line):
+        key, value, headers, timestamp = line.split("|")
+        pairs = [tuple(header.split("=")) for header in headers.split(",")]
+        return key, value, pairs, int(timestamp)
+
+    return [record(line) for line in read(name, form="%k|%s|%h|%T\n")]
+
+
+check_grpc(new_topic, None, read_full)

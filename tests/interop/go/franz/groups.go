@@ -164,5 +164,7 @@ func forScenarios() scenarios.Client {
 		Sender:        newSender,
 		Open:          open,
 		ListAndDelete: listAndDelete,
+		Write:         write,
+		Read:          readAll,
 	}
 }

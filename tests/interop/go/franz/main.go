@@ -133,10 +133,6 @@ func main() {
 	check("auto-create", func(ctx context.Context, _ *kadm.Client) error {
 		return produce(ctx, topic("auto"), numbered(1), kgo.AllowAutoTopicCreation())
 	})
-	codecs := map[string]kgo.CompressionCodec{
-		"none": kgo.NoCompression(), "gzip": kgo.GzipCompression(), "snappy": kgo.SnappyCompression(),
-		"lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
-	}
 	for name, codec := range codecs {
 		check("codec "+name, roundTrip(name, kgo.ProducerBatchCompression(codec)))
 	}
@@ -303,4 +299,5 @@ func main() {
 		return same(topics.Has(name), false)
 	})
 	scenarios.Groups(forScenarios())
+	scenarios.Both(forScenarios())
 }

@@ -27,6 +27,9 @@ type member struct {
 func open(group, topic string, options scenarios.Options) (scenarios.Member, error) {
 	with := config()
 	with.Consumer.Group.InstanceId = options.Instance
+	if options.Cooperative {
+		with.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategyCooperativeSticky()}
+	}
 	made, err := sarama.NewConsumerGroup(brokers, group, with)
 	if err != nil {
 		return nil, err
@@ -195,7 +198,8 @@ func forScenarios() scenarios.Client {
 		Sender:        newSender,
 		Open:          open,
 		ListAndDelete: listAndDelete,
-		NoCooperative: "the client has no such assignor",
+		Write:         write,
+		Read:          readAll,
 		NoPattern:     "the client cannot",
 	}
 }

@@ -309,4 +309,5 @@ func main() {
 		return errors.Join(err, same(there, false))
 	}))
 	scenarios.Groups(forScenarios())
+	scenarios.Both(forScenarios())
 }

@@ -47,6 +47,8 @@ type Client struct {
 	Sender        func(topic string) (Sender, error)
 	Open          func(group, topic string, options Options) (Member, error)
 	ListAndDelete func(group string) error
+	Write         func(topic, codec string, records []Record) error
+	Read          func(topic string, count int) ([]Record, error)
 	NoStatic      string
 	NoCooperative string
 	NoPattern     string

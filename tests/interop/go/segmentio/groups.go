@@ -190,6 +190,8 @@ func forScenarios() scenarios.Client {
 		Sender:        newSender,
 		Open:          open,
 		ListAndDelete: listAndDelete,
+		Write:         write,
+		Read:          readAll,
 		NoStatic:      "the client has no static members",
 		NoCooperative: "the client has no such assignor",
 		NoPattern:     "the client cannot",

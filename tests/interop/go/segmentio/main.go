@@ -240,7 +240,6 @@ func main() {
 		_, err = read(topic, 1, kafka.FirstOffset)
 		return err
 	})
-	codecs := map[string]kafka.Compression{"none": 0, "gzip": kafka.Gzip, "snappy": kafka.Snappy, "lz4": kafka.Lz4, "zstd": kafka.Zstd}
 	for name, codec := range codecs {
 		scenarios.Report("codec "+name, roundTrip(name, func(writer *kafka.Writer) { writer.Compression = codec }))
 	}
@@ -297,4 +296,5 @@ func main() {
 		return errors.Join(deleted.Errors[topic], hasPartitions(topic, 0))
 	}))
 	scenarios.Groups(forScenarios())
+	scenarios.Both(forScenarios())
 }
