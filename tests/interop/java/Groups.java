@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.regex.Pattern;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.CooperativeStickyAssignor;
@@ -47,7 +48,11 @@ final class Groups {
             config.put("partition.assignment.strategy", RangeAssignor.class.getName());
             config.putAll(options);
             try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(config)) {
-                consumer.subscribe(List.of(topic));
+                if (topic.startsWith("^")) {
+                    consumer.subscribe(Pattern.compile(topic));
+                } else {
+                    consumer.subscribe(List.of(topic));
+                }
                 while (!ends) {
                     for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(200))) {
                         records.add(record.partition() + " " + record.offset());
@@ -109,7 +114,7 @@ final class Groups {
         }, "the partitions are not shared");
     }
 
-    private static String quipu(String lines, String... arguments) throws Exception {
+    static String quipu(String lines, String... arguments) throws Exception {
         List<String> command = new ArrayList<>(List.of(System.getenv("QUIPU")));
         command.addAll(List.of(arguments));
         command.addAll(List.of("--broker", System.getenv("GRPC")));
@@ -182,7 +187,20 @@ final class Groups {
         shared(first, second);
         Features.require(!first.emptied, "it let go of all on the way");
         second.end();
+        shared(first);
         first.end();
+    }
+
+    void byPattern() throws Exception {
+        String stem = Features.topic("stem");
+        Main.produce(Main.newTopic(stem + "-a", 1, Map.of()), 5, Map.of());
+        Main.produce(Main.newTopic(stem + "-b", 1, Map.of()), 7, Map.of());
+        Main.produce(Main.newTopic("other", 1, Map.of()), 3, Map.of());
+        Member member = member(Features.topic("g"), "^" + stem + ".*");
+        member.reads(12);
+        Thread.sleep(1000);
+        member.end();
+        Features.same(member.records.size(), 12);
     }
 
     void staticMember() throws Exception {

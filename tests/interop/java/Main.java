@@ -9,6 +9,7 @@ import org.apache.kafka.clients.admin.AlterConfigOp;
 import org.apache.kafka.clients.admin.ConfigEntry;
 import org.apache.kafka.clients.admin.NewPartitions;
 import org.apache.kafka.clients.admin.NewTopic;
+import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.admin.RecordsToDelete;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
@@ -39,12 +40,16 @@ public final class Main {
         return topic;
     }
 
-    static List<RecordMetadata> produce(List<ProducerRecord<byte[], byte[]>> records, Map<String, Object> settings)
-            throws Exception {
-        Map<String, Object> config = new HashMap<>(Map.of(
+    static Map<String, Object> producer() {
+        return new HashMap<>(Map.of(
                 "bootstrap.servers", Features.BOOTSTRAP,
                 "key.serializer", ByteArraySerializer.class.getName(),
                 "value.serializer", ByteArraySerializer.class.getName()));
+    }
+
+    static List<RecordMetadata> produce(List<ProducerRecord<byte[], byte[]>> records, Map<String, Object> settings)
+            throws Exception {
+        Map<String, Object> config = producer();
         config.putAll(settings);
         List<Future<RecordMetadata>> sent = new ArrayList<>();
         List<RecordMetadata> done = new ArrayList<>();
@@ -68,11 +73,11 @@ public final class Main {
         return produce(records, settings);
     }
 
-    private static byte[] value(int i) {
+    static byte[] value(int i) {
         return ("value " + i + " ").repeat(20).getBytes();
     }
 
-    private static List<ConsumerRecord<byte[], byte[]>> read(String topic, int count, long offset) {
+    static List<ConsumerRecord<byte[], byte[]>> read(String topic, int count, long offset) {
         List<ConsumerRecord<byte[], byte[]>> records = new ArrayList<>();
         TopicPartition place = new TopicPartition(topic, 0);
         try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(consumer())) {
@@ -168,6 +173,23 @@ public final class Main {
         }
     }
 
+    private static void thousandPartitions() throws Exception {
+        String topic = newTopic("thousand", 1000, Map.of());
+        List<ProducerRecord<byte[], byte[]>> records = new ArrayList<>();
+        Map<TopicPartition, OffsetSpec> asked = new HashMap<>();
+        for (int partition = 0; partition < 1000; partition++) {
+            records.add(new ProducerRecord<>(topic, partition, null, value(partition)));
+            asked.put(new TopicPartition(topic, partition), OffsetSpec.latest());
+        }
+        produce(records, Map.of());
+        var described = ADMIN.describeTopics(List.of(topic)).allTopicNames().get().get(topic);
+        Features.same(described.partitions().size(), 1000);
+        for (var end : ADMIN.listOffsets(asked).all().get().values()) {
+            Features.same(end.offset(), 1L);
+        }
+        ADMIN.deleteTopics(List.of(topic)).all().get();
+    }
+
     private static void large() throws Exception {
         String topic = newTopic("large", 1, Map.of());
         byte[] value = new byte[900_000];
@@ -175,7 +197,12 @@ public final class Main {
         Features.same(read(topic, 1, 0).get(0).value(), value);
     }
 
-    public static void main(String[] arguments) {
+    public static void main(String[] arguments) throws Exception {
+        if (arguments.length > 0) {
+            Work.run(arguments);
+            ADMIN.close();
+            return;
+        }
         Features.check("create and list topics", () -> {
             String topic = newTopic("list", 3, Map.of());
             Features.require(ADMIN.listTopics().names().get().contains(topic), "it is not listed");
@@ -206,6 +233,7 @@ public final class Main {
             Features.same(described.partitions().size(), 4);
         });
         Features.check("delete records", Main::deleteRecords);
+        Features.check("1,000 partitions", Main::thousandPartitions);
         Features.check("delete topic", () -> {
             String topic = newTopic("delete", 1, Map.of());
             ADMIN.deleteTopics(List.of(topic)).all().get();
@@ -216,8 +244,11 @@ public final class Main {
         Features.check("group commits and resumes", groups::resumes);
         Features.check("group, cooperative", groups::takesOverOneByOne);
         Features.check("group, static member", groups::staticMember);
+        Features.check("group, topics by pattern", groups::byPattern);
         Features.check("group seen by admin", groups::seenByAdmin);
         Features.check("group with gRPC", groups::withGrpc);
+        Features.check("written here, read over gRPC", Both::writtenHere);
+        Features.check("written over gRPC, read here", Both::writtenOverGrpc);
         ADMIN.close();
     }
 }

@@ -43,7 +43,21 @@ function quipu(input, ...options) {
 
 const numbered = (count) => [...Array(count).keys()].map((i) => ({ key: `k${i}`, value: `value ${i}` }))
 
-module.exports = async function groups({ kafka, admin, check, newTopic, topic, produce }) {
+// The first messages of a topic.
+async function readAll(kafka, groupId, name, count) {
+  const consumer = kafka.consumer({ groupId })
+  const messages = []
+  await consumer.connect()
+  await consumer.subscribe({ topics: [name], fromBeginning: true })
+  await consumer.run({ eachMessage: async ({ message }) => messages.push(message) })
+  await eventually(() => messages.length >= count, 'not all was read')
+  await consumer.disconnect()
+  return messages
+}
+
+module.exports = { groups, quipu, readAll }
+
+async function groups({ kafka, admin, check, newTopic, topic, produce }) {
   const scenario = (feature, run) =>
     check(feature, async () => {
       const [name, group] = [await newTopic('group', PARTITIONS), topic('g')]
@@ -73,6 +87,17 @@ module.exports = async function groups({ kafka, admin, check, newTopic, topic, p
     assert.strictEqual(second.records.length, 5)
   })
   await check('group, cooperative', async () => 'the client has no such assignor')
+  await check('group, topics by pattern', async () => {
+    const stem = topic('stem')
+    for (const [name, count] of [[`${stem}-a`, 5], [`${stem}-b`, 7], ['other', 3]]) {
+      await produce(await newTopic(name), numbered(count))
+    }
+    const first = await member(kafka, topic('g'), new RegExp(`^${stem}.*`))
+    await eventually(() => first.records.length >= 12, 'not all was read')
+    await pause(1000)
+    await first.end()
+    assert.strictEqual(first.records.length, 12)
+  })
   await check('group, static member', async () => 'the client has no static members')
   await scenario('group seen by admin', async (name, group, start) => {
     await produce(name, numbered(1))

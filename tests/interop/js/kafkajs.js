@@ -1,9 +1,12 @@
 // kafkajs. It knows gzip only, and reads by group only.
 const { CompressionTypes, ConfigResourceTypes, Kafka, logLevel } = require('kafkajs')
 const assert = require('assert')
-const groups = require('./groups.js')
+const both = require('./both.js')
+const { groups, quipu, readAll } = require('./groups.js')
+const work = require('./work.js')
 
-const kafka = new Kafka({ brokers: [process.env.BOOTSTRAP], logLevel: logLevel.ERROR, retry: { retries: 5 } })
+const brokers = process.env.BOOTSTRAP.split(',')
+const kafka = new Kafka({ brokers, logLevel: logLevel.ERROR, retry: { retries: 5 } })
 const admin = kafka.admin()
 let names = 0
 const topic = (name) => `${name}-${process.pid}-${Date.now()}-${names++}`
@@ -118,11 +121,23 @@ async function main() {
     await admin.deleteTopics({ topics: [name] })
     assert(!(await admin.listTopics()).includes(name))
   })
+  await check('1,000 partitions', async () => {
+    const name = await newTopic('thousand', 1000)
+    await produce(name, [...Array(1000).keys()].map((partition) => ({ value: 'v', partition })))
+    const { topics } = await admin.fetchTopicMetadata({ topics: [name] })
+    assert.strictEqual(topics[0].partitions.length, 1000)
+    const ends = await admin.fetchTopicOffsets(name)
+    assert(ends.every(({ high }) => high === '1'))
+    await admin.deleteTopics({ topics: [name] })
+  })
   await groups({ kafka, admin, check, newTopic, topic, produce })
+  const compressions = { none: CompressionTypes.None, gzip: CompressionTypes.GZIP }
+  await both({ kafka, check, newTopic, topic, produce, quipu, readAll, compressions })
   await admin.disconnect()
 }
 
-main().catch((error) => {
+const task = process.argv.slice(2)
+;(task.length > 0 ? work(kafka, task) : main()).catch((error) => {
   console.error(error)
   process.exit(1)
 })

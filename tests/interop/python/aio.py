@@ -1,10 +1,13 @@
 """aiokafka."""
 
 import asyncio
+import threading
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from at_work import at_work
+from both import check_grpc
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
 from groups import check_groups
 
@@ -142,6 +145,17 @@ async def more_partitions():
     same(len(found[0]["partitions"]), 4)
 
 
+async def thousand_partitions():
+    name = await new_topic("thousand", 1000)
+    await produce(name, [{"value": b"v", "partition": partition} for partition in range(1000)])
+    found = await with_admin(lambda admin: admin.describe_topics([name]))
+    same(len(found[0]["partitions"]), 1000)
+    places = [TopicPartition(name, partition) for partition in range(1000)]
+    ends = await with_consumer(lambda consumer: consumer.end_offsets(places))
+    same(set(ends.values()), {1})
+    await with_admin(lambda admin: admin.delete_topics([name]))
+
+
 async def delete_topic():
     name = await new_topic("delete")
     await with_admin(lambda admin: admin.delete_topics([name]))
@@ -152,23 +166,6 @@ def run(feature, function):
     check(feature, lambda: asyncio.run(function()))
 
 
-run("create and list topics", create_and_list)
-run("auto-create", auto_create)
-for kind in CODECS:
-    run(f"codec {kind}", codec(kind))
-run("headers, duplicates too", headers)
-for name, level in [("0", 0), ("1", 1), ("all", "all")]:
-    run(f"acks {name}", acks(level))
-run("idempotence", idempotence)
-run("offset by time", by_timestamp)
-run("seek", seek)
-run("large message", large)
-run("topic settings", describe_and_alter)
-run("more partitions", more_partitions)
-check("delete records", lambda: "the client cannot")
-run("delete topic", delete_topic)
-
-
 class Member:
     """A member of a group, in the event loop of its thread."""
 
@@ -177,13 +174,14 @@ class Member:
 
         async def start():
             consumer = AIOKafkaConsumer(
-                name,
                 bootstrap_servers=BOOTSTRAP,
                 group_id=group,
                 group_instance_id=instance,
                 auto_offset_reset="earliest",
                 enable_auto_commit=False,
             )
+            by_pattern = name.startswith("^")
+            consumer.subscribe(**({"pattern": name} if by_pattern else {"topics": [name]}))
             await consumer.start()
             return consumer
 
@@ -212,6 +210,45 @@ def list_and_delete(group):
     asyncio.run(with_admin(use))
 
 
+class Sender:
+    """Produces with idempotence, in an event loop of its own."""
+
+    def __init__(self, name):
+        self.name, self.loop = name, asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+        async def start():
+            producer = AIOKafkaProducer(bootstrap_servers=BOOTSTRAP, enable_idempotence=True)
+            await producer.start()
+            return producer
+
+        self.producer = asyncio.run_coroutine_threadsafe(start(), self.loop).result()
+
+    def send(self, value, acked):
+        sent = asyncio.run_coroutine_threadsafe(self.producer.send_and_wait(self.name, value), self.loop)
+        sent.add_done_callback(lambda done: done.exception() or acked())
+
+    def close(self):
+        asyncio.run_coroutine_threadsafe(self.producer.stop(), self.loop).result()
+
+
+at_work(Sender, Member)
+run("create and list topics", create_and_list)
+run("auto-create", auto_create)
+for kind in CODECS:
+    run(f"codec {kind}", codec(kind))
+run("headers, duplicates too", headers)
+for name, level in [("0", 0), ("1", 1), ("all", "all")]:
+    run(f"acks {name}", acks(level))
+run("idempotence", idempotence)
+run("offset by time", by_timestamp)
+run("seek", seek)
+run("large message", large)
+run("topic settings", describe_and_alter)
+run("more partitions", more_partitions)
+check("delete records", lambda: "the client cannot")
+run("delete topic", delete_topic)
+run("1,000 partitions", thousand_partitions)
 check_groups(
     lambda name, count: asyncio.run(new_topic(name, count)),
     lambda name, records: asyncio.run(produce(name, records)),
@@ -219,3 +256,26 @@ check_groups(
     list_and_delete,
     cooperative=False,
 )
+
+
+def write_full(name, codec, records):
+    encoded = [
+        {
+            "key": key.encode(),
+            "value": value.encode(),
+            "headers": [(header, text.encode()) for header, text in headers],
+            "timestamp_ms": timestamp,
+        }
+        for key, value, headers, timestamp in records
+    ]
+    asyncio.run(produce(name, encoded, compression_type=None if codec == "none" else codec, linger_ms=20))
+
+
+def read_full(name, count):
+    return [
+        (r.key.decode(), r.value.decode(), [(header, text.decode()) for header, text in r.headers], r.timestamp)
+        for r in asyncio.run(read(name, count))
+    ]
+
+
+check_grpc(lambda name: asyncio.run(new_topic(name)), write_full, read_full)

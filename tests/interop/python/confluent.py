@@ -10,7 +10,10 @@ from confluent_kafka.admin import (
     ConfigResource,
     NewPartitions,
     NewTopic,
+    OffsetSpec,
 )
+from at_work import at_work
+from both import check_grpc
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
 from groups import check_groups
 
@@ -153,27 +156,19 @@ def delete_records():
     same(consumer().get_watermark_offsets(TopicPartition(name, 0), timeout=10), (4, 10))
 
 
+def thousand_partitions():
+    name = new_topic("thousand", 1000)
+    produce(name, [{"value": b"v", "partition": partition} for partition in range(1000)])
+    same(sorted(admin.list_topics(timeout=10).topics[name].partitions), list(range(1000)))
+    asked = {TopicPartition(name, partition): OffsetSpec.latest() for partition in range(1000)}
+    same({found.offset for found in wait(admin.list_offsets(asked))}, {1})
+    wait(admin.delete_topics([name]))
+
+
 def delete_topic():
     name = new_topic("delete")
     wait(admin.delete_topics([name]))
     require(name not in admin.list_topics(timeout=10).topics, "it is still there")
-
-
-check("create and list topics", create_and_list)
-check("auto-create", auto_create)
-for kind in CODECS:
-    check(f"codec {kind}", codec(kind))
-check("headers, duplicates too", headers)
-for level in ["0", "1", "all"]:
-    check(f"acks {level}", acks(level))
-check("idempotence", idempotence)
-check("offset by time", by_timestamp)
-check("seek", seek)
-check("large message", large)
-check("topic settings", describe_and_alter)
-check("more partitions", more_partitions)
-check("delete records", delete_records)
-check("delete topic", delete_topic)
 
 
 class Member:
@@ -218,4 +213,59 @@ def list_and_delete(group):
     require(group not in [found.group_id for found in listed], "it is still there")
 
 
+class Sender:
+    """Produces with idempotence."""
+
+    def __init__(self, name):
+        self.name = name
+        self.producer = Producer({"bootstrap.servers": BOOTSTRAP, "enable.idempotence": True})
+
+    def send(self, value, acked):
+        self.producer.produce(self.name, value, on_delivery=lambda error, _: error or acked())
+        self.producer.poll(0)
+
+    def close(self):
+        self.producer.flush(60)
+
+
+at_work(Sender, Member)
+check("create and list topics", create_and_list)
+check("auto-create", auto_create)
+for kind in CODECS:
+    check(f"codec {kind}", codec(kind))
+check("headers, duplicates too", headers)
+for level in ["0", "1", "all"]:
+    check(f"acks {level}", acks(level))
+check("idempotence", idempotence)
+check("offset by time", by_timestamp)
+check("seek", seek)
+check("large message", large)
+check("topic settings", describe_and_alter)
+check("more partitions", more_partitions)
+check("delete records", delete_records)
+check("delete topic", delete_topic)
+check("1,000 partitions", thousand_partitions)
 check_groups(new_topic, produce, Member, list_and_delete)
+
+
+def write_full(name, codec, records):
+    encoded = [
+        {"key": key, "value": value, "headers": headers, "timestamp": timestamp}
+        for key, value, headers, timestamp in records
+    ]
+    produce(name, encoded, compression_type=codec, linger_ms=20)
+
+
+def read_full(name, count):
+    return [
+        (
+            message.key().decode(),
+            message.value().decode(),
+            [(header, text.decode()) for header, text in message.headers()],
+            message.timestamp()[1],
+        )
+        for message in read(name, count)
+    ]
+
+
+check_grpc(new_topic, write_full, read_full)

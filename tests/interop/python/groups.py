@@ -1,7 +1,7 @@
 """What members of a group see, whatever client they use.
 
 A client is opened by a function that is given the group, the topic and options (`instance`: it is a static member; `cooperative`:
-it takes over partitions one by one). It has poll() -> [(partition, offset)], assigned() -> partitions, commit() and close().
+it takes over partitions one by one); a topic that begins with ^ is a pattern. It has poll() -> [(partition, offset)], assigned() -> partitions, commit() and close().
 """
 
 import json
@@ -117,7 +117,18 @@ def check_groups(new_topic, produce, opens, list_and_delete, static=True, cooper
         eventually(lambda: counts(first, second) == [2, 2], "the partitions are not shared")
         require(not first.emptied, "it let go of all on the way")
         second.end()
+        eventually(lambda: counts(first) == [4], "who is left has not all")
         first.end()
+
+    def by_pattern():
+        stem = topic("stem")
+        for name, count in [(f"{stem}-a", 5), (f"{stem}-b", 7), ("other", 3)]:
+            produce(new_topic(name, 1), [{"value": b"a"}] * count)
+        member = Member(opens, topic("g"), f"^{stem}.*")
+        eventually(lambda: len(member.looked().records) >= 12, "not all was read")
+        time.sleep(1)
+        member.end()
+        same(len(member.records), 12)
 
     def static_member():
         if not static:
@@ -164,5 +175,6 @@ def check_groups(new_topic, produce, opens, list_and_delete, static=True, cooper
     check("group commits and resumes", resumes)
     check("group, cooperative", takes_over_one_by_one)
     check("group, static member", static_member)
+    check("group, topics by pattern", by_pattern)
     check("group seen by admin", seen_by_admin)
     check("group with gRPC", with_grpc)

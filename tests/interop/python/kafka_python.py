@@ -1,5 +1,7 @@
 """kafka-python."""
 
+from at_work import at_work
+from both import check_grpc
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
 from groups import check_groups
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -140,27 +142,20 @@ def delete_records():
     same(consumer.beginning_offsets([place])[place], 4)
 
 
+def thousand_partitions():
+    name = new_topic("thousand", 1000)
+    produce(name, [{"value": b"v", "partition": partition} for partition in range(1000)])
+    consumer = KafkaConsumer(bootstrap_servers=BOOTSTRAP)
+    same(consumer.partitions_for_topic(name), set(range(1000)))
+    ends = consumer.end_offsets([TopicPartition(name, partition) for partition in range(1000)])
+    same(set(ends.values()), {1})
+    admin.delete_topics([name])
+
+
 def delete_topic():
     name = new_topic("delete")
     admin.delete_topics([name])
     require(name not in admin.list_topics(), "it is still there")
-
-
-check("create and list topics", create_and_list)
-check("auto-create", auto_create)
-for kind in CODECS:
-    check(f"codec {kind}", codec(kind))
-check("headers, duplicates too", headers)
-for name, level in [("0", 0), ("1", 1), ("all", "all")]:
-    check(f"acks {name}", acks(level))
-check("idempotence", idempotence)
-check("offset by time", by_timestamp)
-check("seek", seek)
-check("large message", large)
-check("topic settings", describe_and_alter)
-check("more partitions", more_partitions)
-check("delete records", delete_records)
-check("delete topic", delete_topic)
 
 
 class Member:
@@ -168,7 +163,6 @@ class Member:
 
     def __init__(self, group, name, instance=None, cooperative=False):
         self.consumer = KafkaConsumer(
-            name,
             bootstrap_servers=BOOTSTRAP,
             group_id=group,
             group_instance_id=instance,
@@ -176,6 +170,8 @@ class Member:
             enable_auto_commit=False,
             partition_assignment_strategy=[CooperativeStickyAssignor if cooperative else RangePartitionAssignor],
         )
+        by_pattern = name.startswith("^")
+        self.consumer.subscribe(**({"pattern": name} if by_pattern else {"topics": [name]}))
 
     def poll(self):
         found = self.consumer.poll(timeout_ms=200)
@@ -200,4 +196,58 @@ def list_and_delete(group):
     require(group not in str(admin.list_groups()), "it is still there")
 
 
+class Sender:
+    """Produces with idempotence."""
+
+    def __init__(self, name):
+        self.name = name
+        self.producer = KafkaProducer(bootstrap_servers=BOOTSTRAP, enable_idempotence=True, acks="all")
+
+    def send(self, value, acked):
+        self.producer.send(self.name, value).add_callback(lambda _: acked())
+
+    def close(self):
+        self.producer.close()
+
+
+at_work(Sender, Member)
+check("create and list topics", create_and_list)
+check("auto-create", auto_create)
+for kind in CODECS:
+    check(f"codec {kind}", codec(kind))
+check("headers, duplicates too", headers)
+for name, level in [("0", 0), ("1", 1), ("all", "all")]:
+    check(f"acks {name}", acks(level))
+check("idempotence", idempotence)
+check("offset by time", by_timestamp)
+check("seek", seek)
+check("large message", large)
+check("topic settings", describe_and_alter)
+check("more partitions", more_partitions)
+check("delete records", delete_records)
+check("delete topic", delete_topic)
+check("1,000 partitions", thousand_partitions)
 check_groups(new_topic, produce, Member, list_and_delete)
+
+
+def write_full(name, codec, records):
+    encoded = [
+        {
+            "key": key.encode(),
+            "value": value.encode(),
+            "headers": [(header, text.encode()) for header, text in headers],
+            "timestamp_ms": timestamp,
+        }
+        for key, value, headers, timestamp in records
+    ]
+    produce(name, encoded, compression_type=None if codec == "none" else codec, linger_ms=20)
+
+
+def read_full(name, count):
+    return [
+        (r.key.decode(), r.value.decode(), [(header, text.decode()) for header, text in r.headers], r.timestamp)
+        for r in read(name, count)
+    ]
+
+
+check_grpc(new_topic, write_full, read_full)

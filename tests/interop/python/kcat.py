@@ -1,9 +1,12 @@
 """kcat, of the machine: the librdkafka of its distribution. It has no admin: topics are made by `quipu topic`."""
 
+import collections
 import subprocess
 import threading
 import time
 
+from at_work import at_work
+from both import check_grpc
 from features import BOOTSTRAP, CODECS, LARGE, check, require, same, topic
 from groups import check_groups, quipu
 
@@ -79,6 +82,16 @@ def large():
     same(read(name, form="%S\n"), [str(LARGE)])
 
 
+def thousand_partitions():
+    name = new_topic("thousand", 1000)
+    require(f'topic "{name}" with 1000 partitions' in kcat("-L", "-t", name), "not all partitions are listed")
+    # Keys enough that none is without a record.
+    produce(name, [f"k{i}:v" for i in range(20_000)], "-K", ":")
+    found = read(name, form="%p\n")
+    same((len(found), len(set(found))), (20_000, 1000))
+    quipu("topic", "delete", name)
+
+
 class Member:
     """A member of a group, told by what kcat prints."""
 
@@ -123,6 +136,42 @@ class Member:
         self.process.wait(30)
 
 
+class Committing(Member):
+    """It does so by itself."""
+
+    def commit(self):
+        pass
+
+
+class Sender:
+    """Produces with idempotence, and takes acknowledgements as they come: in order."""
+
+    def __init__(self, name):
+        options = ["-l", "-vv", "-X", "enable.idempotence=true"]
+        self.waiting = collections.deque()
+        command = ["kcat", "-b", BOOTSTRAP, "-P", "-t", name, *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.reading = threading.Thread(target=self.read)
+        self.reading.start()
+
+    def read(self):
+        for line in self.process.stderr:
+            if "Message delivered" in line:
+                self.waiting.popleft()()
+
+    def send(self, value, acked):
+        self.waiting.append(acked)
+        self.process.stdin.write(value.decode() + "\n")
+        self.process.stdin.flush()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.reading.join()
+
+
+at_work(Sender, Committing)
+
 no_admin = "the client has no admin"
 check("create and list topics", create_and_list)
 check("auto-create", auto_create)
@@ -135,6 +184,7 @@ check("idempotence", round_trip("-X", "enable.idempotence=true"))
 check("offset by time", by_timestamp)
 check("seek", seek)
 check("large message", large)
+check("1,000 partitions", thousand_partitions)
 for feature in ["topic settings", "more partitions", "delete records", "delete topic"]:
     check(feature, lambda: no_admin)
 
@@ -145,3 +195,15 @@ def produce_keyed(name, records):
 
 
 check_groups(new_topic, produce_keyed, Member, lambda group: no_admin, cooperative=False)
+
+
+def read_full(name, _):
+    def record(line):
+        key, value, headers, timestamp = line.split("|")
+        pairs = [tuple(header.split("=")) for header in headers.split(",")]
+        return key, value, pairs, int(timestamp)
+
+    return [record(line) for line in read(name, form="%k|%s|%h|%T\n")]
+
+
+check_grpc(new_topic, None, read_full)

@@ -30,7 +30,7 @@ func open(group, topic string, options scenarios.Options) (scenarios.Member, err
 		}
 	}
 	with := []kgo.Opt{
-		kgo.SeedBrokers(bootstrap),
+		kgo.SeedBrokers(brokers...),
 		kgo.ConsumerGroup(group),
 		kgo.ConsumeTopics(topic),
 		kgo.DisableAutoCommit(),
@@ -42,6 +42,9 @@ func open(group, topic string, options scenarios.Options) (scenarios.Member, err
 	}
 	if options.Cooperative {
 		with = append(with, kgo.Balancers(kgo.CooperativeStickyBalancer()))
+	}
+	if options.Pattern {
+		with = append(with, kgo.ConsumeRegex())
 	}
 	if options.Instance != "" {
 		with = append(with, kgo.InstanceID(options.Instance))
@@ -120,8 +123,31 @@ func listAndDelete(group string) error {
 	return same(there, false)
 }
 
-func groups() {
-	scenarios.Groups(scenarios.Client{
+type sender struct {
+	client *kgo.Client
+}
+
+func newSender(topic string) (scenarios.Sender, error) {
+	made, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.DefaultProduceTopic(topic))
+	return sender{made}, err
+}
+
+func (s sender) Send(value string, acked func()) error {
+	s.client.Produce(context.Background(), kgo.StringRecord(value), func(_ *kgo.Record, err error) {
+		if err == nil {
+			acked()
+		}
+	})
+	return nil
+}
+
+func (s sender) Close() error {
+	defer s.client.Close()
+	return s.client.Flush(context.Background())
+}
+
+func forScenarios() scenarios.Client {
+	return scenarios.Client{
 		NewTopic: func(name string, partitions int) error {
 			admin := kadm.NewClient(client())
 			defer admin.Close()
@@ -135,7 +161,10 @@ func groups() {
 			}
 			return produce(context.Background(), topic, records)
 		},
+		Sender:        newSender,
 		Open:          open,
 		ListAndDelete: listAndDelete,
-	})
+		Write:         write,
+		Read:          readAll,
+	}
 }

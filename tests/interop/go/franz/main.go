@@ -12,15 +12,17 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"quipu/interop/scenarios"
 )
 
 var (
-	bootstrap = os.Getenv("BOOTSTRAP")
-	names     int
+	brokers = strings.Split(os.Getenv("BOOTSTRAP"), ",")
+	names   int
 )
 
 func client(options ...kgo.Opt) *kgo.Client {
-	options = append([]kgo.Opt{kgo.SeedBrokers(bootstrap), kgo.RecordDeliveryTimeout(30 * time.Second)}, options...)
+	options = append([]kgo.Opt{kgo.SeedBrokers(brokers...), kgo.RecordDeliveryTimeout(30 * time.Second)}, options...)
 	made, err := kgo.NewClient(options...)
 	if err != nil {
 		panic(err)
@@ -114,6 +116,9 @@ func roundTrip(name string, options ...kgo.Opt) func(context.Context, *kadm.Clie
 }
 
 func main() {
+	if scenarios.Work(forScenarios()) {
+		return
+	}
 	check("create and list topics", func(ctx context.Context, admin *kadm.Client) error {
 		name, err := newTopic(ctx, admin, "list", 3, nil)
 		if err != nil {
@@ -128,10 +133,6 @@ func main() {
 	check("auto-create", func(ctx context.Context, _ *kadm.Client) error {
 		return produce(ctx, topic("auto"), numbered(1), kgo.AllowAutoTopicCreation())
 	})
-	codecs := map[string]kgo.CompressionCodec{
-		"none": kgo.NoCompression(), "gzip": kgo.GzipCompression(), "snappy": kgo.SnappyCompression(),
-		"lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
-	}
 	for name, codec := range codecs {
 		check("codec "+name, roundTrip(name, kgo.ProducerBatchCompression(codec)))
 	}
@@ -260,6 +261,29 @@ func main() {
 		}
 		return same(start[name][0].Offset, 4)
 	})
+	check("1,000 partitions", func(ctx context.Context, admin *kadm.Client) error {
+		name, err := newTopic(ctx, admin, "thousand", 1000, nil)
+		if err != nil {
+			return err
+		}
+		var records []*kgo.Record
+		for partition := range 1000 {
+			records = append(records, &kgo.Record{Value: []byte("v"), Partition: int32(partition)})
+		}
+		if err := produce(ctx, name, records, kgo.RecordPartitioner(kgo.ManualPartitioner())); err != nil {
+			return err
+		}
+		ends, err := admin.ListEndOffsets(ctx, name)
+		if err != nil {
+			return err
+		}
+		var read int64
+		for _, end := range ends[name] {
+			read += end.Offset
+		}
+		_, err = admin.DeleteTopics(ctx, name)
+		return errors.Join(err, same([]any{len(ends[name]), read}, []any{1000, 1000}))
+	})
 	check("delete topic", func(ctx context.Context, admin *kadm.Client) error {
 		name, err := newTopic(ctx, admin, "delete", 1, nil)
 		if err != nil {
@@ -274,5 +298,6 @@ func main() {
 		}
 		return same(topics.Has(name), false)
 	})
-	groups()
+	scenarios.Groups(forScenarios())
+	scenarios.Both(forScenarios())
 }

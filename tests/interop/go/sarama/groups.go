@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -25,6 +27,9 @@ type member struct {
 func open(group, topic string, options scenarios.Options) (scenarios.Member, error) {
 	with := config()
 	with.Consumer.Group.InstanceId = options.Instance
+	if options.Cooperative {
+		with.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategyCooperativeSticky()}
+	}
 	made, err := sarama.NewConsumerGroup(brokers, group, with)
 	if err != nil {
 		return nil, err
@@ -36,7 +41,6 @@ func open(group, topic string, options scenarios.Options) (scenarios.Member, err
 		for ctx.Err() == nil {
 			if err := made.Consume(ctx, []string{topic}, m); err != nil && ctx.Err() == nil {
 				m.set(func() { m.failure = err })
-				return
 			}
 		}
 	}()
@@ -80,9 +84,9 @@ func (m *member) Poll() ([]scenarios.Place, error) {
 	time.Sleep(100 * time.Millisecond)
 	m.lock.Lock()
 	defer m.lock.Unlock()
-	places := m.places
-	m.places = nil
-	return places, m.failure
+	places, failure := m.places, m.failure
+	m.places, m.failure = nil, nil
+	return places, failure
 }
 
 func (m *member) Assigned() []int32 {
@@ -140,8 +144,48 @@ func listAndDelete(group string) error {
 	})
 }
 
-func groups() {
-	scenarios.Groups(scenarios.Client{
+type sender struct {
+	producer sarama.AsyncProducer
+	topic    string
+	done     chan struct{}
+}
+
+func newSender(topic string) (scenarios.Sender, error) {
+	with := config()
+	withIdempotence(with)
+	with.Producer.Retry.Max = 100
+	made, err := sarama.NewAsyncProducer(brokers, with)
+	if err != nil {
+		return nil, err
+	}
+	s := sender{producer: made, topic: topic, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		for message := range made.Successes() {
+			message.Metadata.(func())()
+		}
+	}()
+	go func() {
+		for err := range made.Errors() {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}()
+	return s, nil
+}
+
+func (s sender) Send(value string, acked func()) error {
+	s.producer.Input() <- &sarama.ProducerMessage{Topic: s.topic, Value: sarama.StringEncoder(value), Metadata: acked}
+	return nil
+}
+
+func (s sender) Close() error {
+	s.producer.AsyncClose()
+	<-s.done
+	return nil
+}
+
+func forScenarios() scenarios.Client {
+	return scenarios.Client{
 		NewTopic: func(name string, partitions int) error {
 			return withAdmin(func(admin sarama.ClusterAdmin) error {
 				detail := &sarama.TopicDetail{NumPartitions: int32(partitions), ReplicationFactor: 1}
@@ -151,8 +195,11 @@ func groups() {
 		Produce: func(topic string, values []string) error {
 			return produce(config(), numbered(topic, len(values)))
 		},
+		Sender:        newSender,
 		Open:          open,
 		ListAndDelete: listAndDelete,
-		NoCooperative: "the client has no such assignor",
-	})
+		Write:         write,
+		Read:          readAll,
+		NoPattern:     "the client cannot",
+	}
 }

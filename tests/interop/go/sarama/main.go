@@ -15,7 +15,7 @@ import (
 	"quipu/interop/scenarios"
 )
 
-var brokers = []string{os.Getenv("BOOTSTRAP")}
+var brokers = strings.Split(os.Getenv("BOOTSTRAP"), ",")
 
 func config() *sarama.Config {
 	made := sarama.NewConfig()
@@ -25,6 +25,11 @@ func config() *sarama.Config {
 	made.Consumer.Offsets.Initial = sarama.OffsetOldest
 	made.Consumer.Offsets.AutoCommit.Enable = false
 	return made
+}
+
+func withIdempotence(c *sarama.Config) {
+	c.Producer.Idempotent = true
+	c.Net.MaxOpenRequests = 1
 }
 
 func withAdmin(use func(sarama.ClusterAdmin) error) error {
@@ -197,7 +202,38 @@ func headers() error {
 	return same(all, "a1ba2")
 }
 
+func thousandPartitions() error {
+	topic, err := newTopic("thousand", 1000, nil)
+	if err != nil {
+		return err
+	}
+	messages := numbered(topic, 1000)
+	for i, message := range messages {
+		message.Partition = int32(i)
+	}
+	with := config()
+	with.Producer.Partitioner = sarama.NewManualPartitioner
+	if err := produce(with, messages); err != nil {
+		return err
+	}
+	return withAdmin(func(admin sarama.ClusterAdmin) error {
+		topics, err := admin.DescribeTopics([]string{topic})
+		if err != nil {
+			return err
+		}
+		for _, message := range messages {
+			if message.Partition < 0 || message.Offset != 0 {
+				return fmt.Errorf("a record is at %d of partition %d", message.Offset, message.Partition)
+			}
+		}
+		return errors.Join(same(len(topics[0].Partitions), 1000), admin.DeleteTopic(topic))
+	})
+}
+
 func main() {
+	if scenarios.Work(forScenarios()) {
+		return
+	}
 	scenarios.Report("create and list topics", onTopic("list", func(admin sarama.ClusterAdmin, topic string) error {
 		topics, err := admin.ListTopics()
 		return errors.Join(err, same(topics[topic].NumPartitions, 1))
@@ -218,10 +254,7 @@ func main() {
 	for name, acks := range map[string]sarama.RequiredAcks{"0": sarama.NoResponse, "1": sarama.WaitForLocal, "all": sarama.WaitForAll} {
 		scenarios.Report("acks "+name, roundTrip("acks", func(c *sarama.Config) { c.Producer.RequiredAcks = acks }))
 	}
-	scenarios.Report("idempotence", roundTrip("idempotence", func(c *sarama.Config) {
-		c.Producer.Idempotent = true
-		c.Net.MaxOpenRequests = 1
-	}))
+	scenarios.Report("idempotence", roundTrip("idempotence", withIdempotence))
 	scenarios.Report("offset by time", onTopic("time", func(_ sarama.ClusterAdmin, topic string) error {
 		found, err := offset(topic, 1_005_500)
 		return errors.Join(err, same(found, 6))
@@ -266,6 +299,7 @@ func main() {
 		first, err := offset(topic, sarama.OffsetOldest)
 		return errors.Join(err, same(first, 4))
 	}))
+	scenarios.Report("1,000 partitions", thousandPartitions)
 	scenarios.Report("delete topic", onTopic("delete", func(admin sarama.ClusterAdmin, topic string) error {
 		if err := admin.DeleteTopic(topic); err != nil {
 			return err
@@ -274,5 +308,6 @@ func main() {
 		_, there := topics[topic]
 		return errors.Join(err, same(there, false))
 	}))
-	groups()
+	scenarios.Groups(forScenarios())
+	scenarios.Both(forScenarios())
 }

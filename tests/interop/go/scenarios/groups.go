@@ -31,21 +31,27 @@ type Member interface {
 	Close() error
 }
 
-// Options of a member: it is static where it has an instance; cooperative: it takes over partitions one by one.
+// Options of a member: it is static where it has an instance; cooperative: it takes over partitions one by one; pattern: its topic is a
+// pattern of names.
 type Options struct {
 	Instance    string
 	Cooperative bool
+	Pattern     bool
 }
 
 // Client is what the scenarios need of a client. ListAndDelete is given a group without members. Why there is no such thing is
-// said in NoStatic and NoCooperative.
+// said in NoStatic, NoCooperative and NoPattern.
 type Client struct {
 	NewTopic      func(name string, partitions int) error
 	Produce       func(topic string, values []string) error
+	Sender        func(topic string) (Sender, error)
 	Open          func(group, topic string, options Options) (Member, error)
 	ListAndDelete func(group string) error
+	Write         func(topic, codec string, records []Record) error
+	Read          func(topic string, count int) ([]Record, error)
 	NoStatic      string
 	NoCooperative string
+	NoPattern     string
 }
 
 var names int
@@ -234,6 +240,11 @@ func Groups(c Client) {
 	} else {
 		Say("group, static member", "skip", c.NoStatic)
 	}
+	if c.NoPattern == "" {
+		Report("group, topics by pattern", c.byPattern)
+	} else {
+		Say("group, topics by pattern", "skip", c.NoPattern)
+	}
 	scenario("group seen by admin", c.seenByAdmin)
 	scenario("group with gRPC", c.withGRPC)
 }
@@ -302,7 +313,26 @@ func (c Client) takesOverOneByOne(group, topic string) error {
 	if one.emptied {
 		return fmt.Errorf("it let go of all on the way")
 	}
-	return first(two.end, one.end)
+	return first(two.end, func() error { return shared(one) }, one.end)
+}
+
+func (c Client) byPattern() error {
+	stem := Topic("stem")
+	for topic, count := range map[string]int{stem + "-a": 5, stem + "-b": 7, Topic("other"): 3} {
+		if err := first(func() error { return c.NewTopic(topic, 1) }, func() error { return c.Produce(topic, numbered(count)) }); err != nil {
+			return err
+		}
+	}
+	one := c.start(Topic("g"), "^"+stem+".*", Options{Pattern: true})
+	err := reads(one, 12)()
+	time.Sleep(time.Second)
+	if err := first(func() error { return err }, one.end); err != nil {
+		return err
+	}
+	if len(one.records) != 12 {
+		return fmt.Errorf("read %d records, 12 match", len(one.records))
+	}
+	return nil
 }
 
 func (c Client) static(group, topic string) error {

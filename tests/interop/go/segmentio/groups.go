@@ -26,7 +26,7 @@ type member struct {
 func open(group, topic string, _ scenarios.Options) (scenarios.Member, error) {
 	made, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
 		ID:                group,
-		Brokers:           []string{broker},
+		Brokers:           brokers,
 		Topics:            []string{topic},
 		StartOffset:       kafka.FirstOffset,
 		HeartbeatInterval: time.Second,
@@ -48,7 +48,7 @@ func (m *member) follow() {
 		m.generation, m.failure = generation, err
 		m.lock.Unlock()
 		if err != nil {
-			return
+			continue
 		}
 		for _, assigned := range generation.Assignments[m.topic] {
 			generation.Start(func(ctx context.Context) { m.read(ctx, assigned) })
@@ -58,22 +58,24 @@ func (m *member) follow() {
 
 func (m *member) read(ctx context.Context, assigned kafka.PartitionAssignment) {
 	reader := kafka.NewReader(kafka.ReaderConfig{
-		Brokers: []string{broker}, Topic: m.topic, Partition: assigned.ID, MaxWait: 500 * time.Millisecond,
+		Brokers: brokers, Topic: m.topic, Partition: assigned.ID, MaxWait: 500 * time.Millisecond,
 	})
 	defer reader.Close()
-	err := reader.SetOffset(assigned.Offset)
-	for err == nil {
-		var message kafka.Message
-		if message, err = reader.ReadMessage(ctx); err == nil {
-			m.lock.Lock()
-			m.places = append(m.places, scenarios.Place{Partition: int32(message.Partition), Offset: message.Offset})
-			m.next[message.Partition] = message.Offset + 1
-			m.lock.Unlock()
-		}
-	}
-	if ctx.Err() == nil {
+	if err := reader.SetOffset(assigned.Offset); err != nil {
 		m.lock.Lock()
 		m.failure = err
+		m.lock.Unlock()
+		return
+	}
+	for ctx.Err() == nil {
+		message, err := reader.ReadMessage(ctx)
+		m.lock.Lock()
+		if err == nil {
+			m.places = append(m.places, scenarios.Place{Partition: int32(message.Partition), Offset: message.Offset})
+			m.next[message.Partition] = message.Offset + 1
+		} else if ctx.Err() == nil {
+			m.failure = err
+		}
 		m.lock.Unlock()
 	}
 }
@@ -82,9 +84,9 @@ func (m *member) Poll() ([]scenarios.Place, error) {
 	time.Sleep(100 * time.Millisecond)
 	m.lock.Lock()
 	defer m.lock.Unlock()
-	places := m.places
-	m.places = nil
-	return places, m.failure
+	places, failure := m.places, m.failure
+	m.places, m.failure = nil, nil
+	return places, failure
 }
 
 func (m *member) Assigned() []int32 {
@@ -103,6 +105,9 @@ func (m *member) Commit() error {
 	m.lock.Lock()
 	generation, next := m.generation, maps.Clone(m.next)
 	m.lock.Unlock()
+	if generation == nil {
+		return errors.New("it has no generation")
+	}
 	return generation.CommitOffsets(map[string]map[int]int64{m.topic: next})
 }
 
@@ -142,17 +147,53 @@ func listAndDelete(group string) error {
 	return errors.Join(err, deleted.Errors[group], same(there, false))
 }
 
-func groups() {
-	scenarios.Groups(scenarios.Client{
+// It has no idempotence: what is produced again may be there twice.
+type sender struct {
+	writer *kafka.Writer
+}
+
+func newSender(topic string) (scenarios.Sender, error) {
+	writer := &kafka.Writer{
+		Addr:         kafka.TCP(brokers...),
+		Topic:        topic,
+		BatchTimeout: 10 * time.Millisecond,
+		RequiredAcks: kafka.RequireAll,
+		MaxAttempts:  100,
+		Async:        true,
+		Completion: func(messages []kafka.Message, err error) {
+			for _, message := range messages {
+				if err == nil {
+					message.WriterData.(func())()
+				}
+			}
+		},
+	}
+	return sender{writer}, nil
+}
+
+func (s sender) Send(value string, acked func()) error {
+	return s.writer.WriteMessages(ctx, kafka.Message{Value: []byte(value), WriterData: acked})
+}
+
+func (s sender) Close() error {
+	return s.writer.Close()
+}
+
+func forScenarios() scenarios.Client {
+	return scenarios.Client{
 		NewTopic: func(name string, partitions int) error {
 			return create(kafka.TopicConfig{Topic: name, NumPartitions: partitions, ReplicationFactor: 1})
 		},
 		Produce: func(topic string, values []string) error {
 			return produce(topic, numbered(len(values)), nil)
 		},
+		Sender:        newSender,
 		Open:          open,
 		ListAndDelete: listAndDelete,
+		Write:         write,
+		Read:          readAll,
 		NoStatic:      "the client has no static members",
 		NoCooperative: "the client has no such assignor",
-	})
+		NoPattern:     "the client cannot",
+	}
 }

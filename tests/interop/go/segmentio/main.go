@@ -16,9 +16,9 @@ import (
 )
 
 var (
-	broker = os.Getenv("BOOTSTRAP")
-	admin  = &kafka.Client{Addr: kafka.TCP(broker), Timeout: 30 * time.Second}
-	ctx    = context.Background()
+	brokers = strings.Split(os.Getenv("BOOTSTRAP"), ",")
+	admin   = &kafka.Client{Addr: kafka.TCP(brokers...), Timeout: 30 * time.Second}
+	ctx     = context.Background()
 )
 
 func newTopic(name string, partitions int, settings ...kafka.ConfigEntry) (string, error) {
@@ -45,7 +45,7 @@ func numbered(count int) []kafka.Message {
 
 func produce(topic string, messages []kafka.Message, change func(*kafka.Writer)) error {
 	writer := &kafka.Writer{
-		Addr:         kafka.TCP(broker),
+		Addr:         kafka.TCP(brokers...),
 		Topic:        topic,
 		Balancer:     &kafka.Hash{},
 		BatchTimeout: 10 * time.Millisecond,
@@ -58,7 +58,7 @@ func produce(topic string, messages []kafka.Message, change func(*kafka.Writer))
 }
 
 func read(topic string, count int, offset int64) ([]kafka.Message, error) {
-	reader := kafka.NewReader(kafka.ReaderConfig{Brokers: []string{broker}, Topic: topic, MaxWait: time.Second})
+	reader := kafka.NewReader(kafka.ReaderConfig{Brokers: brokers, Topic: topic, MaxWait: time.Second})
 	defer reader.Close()
 	if err := reader.SetOffset(offset); err != nil {
 		return nil, err
@@ -184,7 +184,39 @@ func settings(topic string) error {
 	return errors.Join(err, altered.Resources[0].Error, same([]string{before, after}, []string{"60000", "70000"}))
 }
 
+func thousandPartitions() error {
+	topic, err := newTopic("thousand", 1000)
+	if err != nil {
+		return err
+	}
+	// One after the other in turn.
+	if err := produce(topic, numbered(1000), func(writer *kafka.Writer) { writer.Balancer = &kafka.RoundRobin{} }); err != nil {
+		return err
+	}
+	var asked []kafka.OffsetRequest
+	for partition := range 1000 {
+		asked = append(asked, kafka.LastOffsetOf(partition))
+	}
+	listed, err := admin.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: asked}})
+	if err != nil {
+		return err
+	}
+	for _, partition := range listed.Topics[topic] {
+		if partition.Error != nil || partition.LastOffset != 1 {
+			return fmt.Errorf("partition %d ends at %d: %w", partition.Partition, partition.LastOffset, partition.Error)
+		}
+	}
+	deleted, err := admin.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: []string{topic}})
+	if err != nil {
+		return err
+	}
+	return errors.Join(deleted.Errors[topic], same(len(listed.Topics[topic]), 1000))
+}
+
 func main() {
+	if scenarios.Work(forScenarios()) {
+		return
+	}
 	scenarios.Report("create and list topics", func() error {
 		topic, err := newTopic("list", 3)
 		if err != nil {
@@ -208,7 +240,6 @@ func main() {
 		_, err = read(topic, 1, kafka.FirstOffset)
 		return err
 	})
-	codecs := map[string]kafka.Compression{"none": 0, "gzip": kafka.Gzip, "snappy": kafka.Snappy, "lz4": kafka.Lz4, "zstd": kafka.Zstd}
 	for name, codec := range codecs {
 		scenarios.Report("codec "+name, roundTrip(name, func(writer *kafka.Writer) { writer.Compression = codec }))
 	}
@@ -256,6 +287,7 @@ func main() {
 		return errors.Join(added.Errors[topic], hasPartitions(topic, 4))
 	}))
 	scenarios.Say("delete records", "skip", "the client cannot")
+	scenarios.Report("1,000 partitions", thousandPartitions)
 	scenarios.Report("delete topic", onTopic("delete", func(topic string) error {
 		deleted, err := admin.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: []string{topic}})
 		if err != nil {
@@ -263,5 +295,6 @@ func main() {
 		}
 		return errors.Join(deleted.Errors[topic], hasPartitions(topic, 0))
 	}))
-	groups()
+	scenarios.Groups(forScenarios())
+	scenarios.Both(forScenarios())
 }
