@@ -34,6 +34,7 @@ check_rendered() {
   local nodes=three-nodes.logs.svc.cluster.local:9093
   check "the three brokers are the voters" says \
     "\"1@three-1.$nodes,2@three-2.$nodes,3@three-3.$nodes\"" "$scratch/three.yaml"
+  check "Kafka clients are told the pods' names" says 'value: $(POD_NAME).three-nodes.logs.svc.cluster.local:9092' "$scratch/three.yaml"
   check "a broker's node number is its pod's" says "metadata.labels['apps.kubernetes.io/pod-index']" "$scratch/three.yaml"
   check "pods are numbered from 1" says "start: 1" "$scratch/three.yaml"
   check "a further release begins above" says "start: 6" "$scratch/more.yaml"

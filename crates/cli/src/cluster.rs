@@ -145,6 +145,15 @@ struct Findings {
 }
 
 impl Findings {
+    /// How many partitions something ails.
+    fn ailing(&self) -> usize {
+        let places = self
+            .troubles
+            .iter()
+            .map(|(topic, partition, _)| (topic, partition));
+        places.collect::<BTreeSet<_>>().len()
+    }
+
     /// Asks one node what it knows.
     async fn ask(&mut self, admin: &Admin) -> Result<ClusterDescription> {
         let cluster = admin.describe_cluster().await?;
@@ -196,7 +205,7 @@ async fn status(admin: &Admin, json: bool) -> Result<()> {
         "{} node(s) not reached, {} node(s) and {} partition(s) not as they should be",
         lost.len(),
         findings.nodes.len(),
-        findings.troubles.len()
+        findings.ailing()
     );
     if !json {
         writeln!(stdout(), "all is well")?;
@@ -230,12 +239,15 @@ fn print_status(
         writeln!(out, "{object}")?;
         return Ok(());
     }
+    let leader = match cluster.controller_id {
+        0 => "nobody".to_owned(),
+        node => format!("node {node}"),
+    };
     writeln!(
         out,
-        "cluster {}: {} node(s), {partitions} partition(s), node {} leads the metadata",
+        "cluster {}: {} node(s), {partitions} partition(s), {leader} leads the metadata",
         cluster.cluster_id,
         cluster.nodes.len(),
-        cluster.controller_id
     )?;
     for node in lost {
         writeln!(out, "node {node} is not reached")?;

@@ -6,7 +6,7 @@ use openraft::{
     alias::{SnapshotMetaOf, SnapshotOf},
     raft::{self, StreamAppendError, TransferLeaderError},
 };
-use quipu_model::{LogId, NodeId, Offset, Vote};
+use quipu_model::{LogId, NodeId, Offset, RaftIndex, Term, Vote};
 use quipu_storage::{BadManifest, LogEntry};
 
 use crate::{
@@ -33,6 +33,8 @@ enum BadPart {
     Unknown(UnknownBytes),
     #[error(transparent)]
     Manifest(BadManifest),
+    #[error("entry {0} does not follow the one before it in the leader's log")]
+    Order(LogId),
 }
 
 impl From<UnknownBytes> for BadMessage {
@@ -58,6 +60,22 @@ pub struct AppendParts {
     pub committed: Option<LogId>,
     /// In the order of the log; batches as the leader's log holds them. None: a heartbeat.
     pub entries: Vec<LogEntry>,
+}
+
+impl AppendParts {
+    fn check_order(&self) -> Result<(), BadMessage> {
+        let (mut index, mut term) = match self.previous {
+            Some(previous) => (previous.index.next(), previous.term),
+            None => (RaftIndex::default(), Term::default()),
+        };
+        for LogEntry { id, .. } in &self.entries {
+            if id.index != index || id.term < term || id.term > self.leader.term {
+                return Err(BadMessage(BadPart::Order(*id)));
+            }
+            (index, term) = (index.next(), id.term);
+        }
+        Ok(())
+    }
 }
 
 /// What an [`AppendResponse`] says.
@@ -188,8 +206,9 @@ impl AppendRequest {
     /// The request that carries these.
     ///
     /// # Errors
-    /// Where an entry's bytes are of a form unknown here.
+    /// Where an entry's bytes are of a form unknown here, or the entries do not follow one another as in a leader's log.
     pub fn from_parts(parts: AppendParts) -> Result<Self, BadMessage> {
+        parts.check_order()?;
         let entries = parts.entries.into_iter().map(from_log_entry);
         Ok(Self(raft::AppendEntriesRequest {
             vote: to_raft_vote(parts.leader),

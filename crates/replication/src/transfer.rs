@@ -69,7 +69,9 @@ impl Partition {
     /// must be able to.
     async fn check_target(&self, running: &Running, to: NodeId) -> Result<(), AppendError> {
         if !running.members().voters.contains(&to) {
-            return Err(self.refused(format!("node {to} is no voter")));
+            return Err(self.refused(format!(
+                "node {to} is none of the replicas that may lead it"
+            )));
         }
         if !running.is_alive(to, SIGN_OF_LIFE).await {
             return Err(self.refused(format!("node {to} does not answer")));

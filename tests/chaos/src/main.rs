@@ -45,6 +45,8 @@ use crate::{
 
 /// Set in the process that has namespaces of its own.
 const INSIDE: &str = "QUIPU_CHAOS_INSIDE";
+/// What networks of their own take.
+const NEEDED: &str = "root, util-linux, iproute2 and iptables";
 /// Debian's place for the library that sets a process's clock.
 fn faketime() -> PathBuf {
     let arch = env::consts::ARCH;
@@ -125,13 +127,13 @@ fn start() -> Result<bool> {
     let quipu = quipu
         .canonicalize()
         .with_context(|| format!("no binary at {}", quipu.display()))?;
-    let root = rustix::process::geteuid().is_root();
-    if root && env::var_os(INSIDE).is_none() {
+    let isolated = can_isolate();
+    if isolated && env::var_os(INSIDE).is_none() {
         return enter_namespaces(&quipu);
     }
     end_on_signals()?;
     let faults = match args.what {
-        What::Rounds => usable(&args, root)?,
+        What::Rounds => usable(&args, isolated)?,
         What::LeaderKill | What::RollingRestart | What::Upkeep => Vec::new(),
     };
     let directory = quipu.parent().context("the binary is in a directory")?;
@@ -141,7 +143,7 @@ fn start() -> Result<bool> {
     let ground = Ground {
         quipu: quipu.clone(),
         home: scratch.path().to_owned(),
-        isolated: root,
+        isolated,
         disks: faults.iter().any(|fault| fault.needs_disks()),
         clock: faults.contains(&Fault::Clock).then(faketime),
     };
@@ -169,6 +171,12 @@ fn end_on_signals() -> Result<()> {
     Ok(())
 }
 
+/// Whether nodes can have networks of their own here.
+fn can_isolate() -> bool {
+    let tools = ["unshare", "nsenter", "ip", "iptables"];
+    rustix::process::geteuid().is_root() && tools.iter().all(|tool| shell::has(tool))
+}
+
 /// Runs this program again where it can build networks and mount file systems that go away with it.
 fn enter_namespaces(quipu: &std::path::Path) -> Result<bool> {
     let error = Command::new("unshare")
@@ -183,16 +191,15 @@ fn enter_namespaces(quipu: &std::path::Path) -> Result<bool> {
 }
 
 /// The faults that can be had here; says which can't.
-fn usable(args: &Args, root: bool) -> Result<Vec<Fault>> {
+fn usable(args: &Args, isolated: bool) -> Result<Vec<Fault>> {
     let asked = match args.faults.is_empty() {
         true => Fault::value_variants().to_vec(),
         false => args.faults.clone(),
     };
     let lacks = |fault: &Fault| match fault {
-        fault if fault.needs_root() && !root => Some("root"),
+        fault if fault.needs_root() && !isolated => Some(NEEDED),
         Fault::Clock if !faketime().exists() => Some("libfaketime"),
         fault if fault.needs_disks() && !shell::has("xfs_io") => Some("xfsprogs"),
-        fault if fault.needs_root() && !shell::has("iptables") => Some("iptables"),
         _ => None,
     };
     let mut usable = Vec::new();
@@ -246,7 +253,7 @@ fn losses(args: &Args, isolated: bool) -> Vec<Loss> {
     let can = |loss: &Loss| isolated || matches!(loss, Loss::Kill | Loss::Stop);
     let (can, cannot): (Vec<_>, Vec<_>) = asked.iter().partition(|loss| can(loss));
     for loss in cannot {
-        println!("skipped: {loss:?}, which needs root");
+        println!("skipped: {loss:?}, which needs {NEEDED}");
     }
     can
 }

@@ -35,7 +35,10 @@ pub(crate) async fn form(host: &NodeHost, voters: &[NodeId]) -> Formation {
             ready = linked.wait_for(enough) => if ready.is_ok() { return Formation::Ready },
             () = tokio::time::sleep(REMINDER) => {}
         }
-        let missing: Vec<_> = others.difference(&linked.borrow()).copied().collect();
+        let missing: Vec<_> = others
+            .difference(&linked.borrow())
+            .map(|node| node.get())
+            .collect();
         tracing::info!(
             ?missing,
             needed,

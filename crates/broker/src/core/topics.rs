@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionId, PartitionKey};
+use quipu_replication::AppendError;
 
 use super::{Core, starting};
 use crate::{
@@ -237,7 +238,13 @@ impl Core {
             .running
             .partition
             .transfer_leader(to, TRANSFER_PATIENCE);
-        transferring.await.map_err(|error| self.append_error(error))
+        transferring.await.map_err(|error| match error {
+            AppendError::Refused { reason, .. } => BrokerError::new(
+                Reason::InvalidRequest,
+                format!("partition {partition} of {topic} was left as it is: {reason}"),
+            ),
+            error => self.append_error(error),
+        })
     }
 
     /// The node that leads the metadata partition, where it is known.

@@ -99,7 +99,12 @@ fn create_topic(image: &MetadataImage, new: CreateTopic, id: TopicId) -> Decided
     }
     let partitions = check_partitions(new.partitions.max(1))?;
     let mut placement = Placement::new(image);
-    let factor = match new.replication_factor as usize {
+    let wanted = new.replication_factor as usize;
+    if wanted == 0 || wanted > placement.node_count() {
+        // A topic keeps the number of replicas that it began with.
+        check_formed(image, name.as_str(), Reason::NotLeader)?;
+    }
+    let factor = match wanted {
         0 if placement.node_count() >= DEFAULT_REPLICATION_FACTOR => DEFAULT_REPLICATION_FACTOR,
         0 => 1,
         given => check_factor(given, placement.node_count())?,
@@ -119,17 +124,7 @@ fn create_offsets_topic(image: &MetadataImage) -> Decided {
     if image.topic_by_id(MetadataImage::OFFSETS_TOPIC_ID).is_some() {
         return Ok(Vec::new());
     }
-    let metadata = image.topic_by_id(MetadataImage::TOPIC_ID);
-    let founders = metadata.map_or(0, |topic| topic.replication_factor());
-    let seen = image.nodes.len() + image.removed_nodes.len();
-    if seen < founders.min(DEFAULT_REPLICATION_FACTOR) {
-        return Err(refused(
-            Reason::CoordinatorLoading,
-            format!(
-                "{name} waits for the cluster's first nodes, of which {seen} of {founders} are registered: start the others"
-            ),
-        ));
-    }
+    check_formed(image, name, Reason::CoordinatorLoading)?;
     let mut placement = Placement::new(image);
     let factor = placement.node_count().clamp(1, DEFAULT_REPLICATION_FACTOR);
     Ok(vec![Record::TopicCreated(TopicCreated {
@@ -139,6 +134,22 @@ fn create_offsets_topic(image: &MetadataImage) -> Decided {
         // The newest commit of each group and partition is kept, and no older one.
         config: HashMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]),
     })])
+}
+
+/// Refuses, for as long as too few of the nodes that the cluster was begun with are registered, a topic that may need them.
+fn check_formed(image: &MetadataImage, name: &str, reason: Reason) -> Result<(), BrokerError> {
+    let metadata = image.topic_by_id(MetadataImage::TOPIC_ID);
+    let founders = metadata.map_or(0, |topic| topic.replication_factor());
+    let seen = image.nodes.len() + image.removed_nodes.len();
+    if seen < founders.min(DEFAULT_REPLICATION_FACTOR) {
+        return Err(refused(
+            reason,
+            format!(
+                "{name} waits for the cluster's first nodes, of which {seen} of {founders} are registered: start the others"
+            ),
+        ));
+    }
+    Ok(())
 }
 
 fn check_partitions(partitions: u32) -> Result<u32, BrokerError> {

@@ -103,6 +103,25 @@ fn a_topic_that_says_nothing_gets_three_replicas_where_there_are_three_nodes() {
 }
 
 #[test]
+fn a_topic_waits_for_the_first_nodes_where_it_may_need_them() {
+    let mut image = MetadataImage::empty(&[1, 2, 3].map(NodeId::new));
+    for node in 1..=2 {
+        make(&mut image, register(node, node as u8));
+        for factor in [0, 3] {
+            let topic = Change::CreateTopic(new_topic("a", 1, factor));
+            let error = decide(&image, topic).unwrap_err();
+            assert!(error.reason.is_retryable(), "{error}");
+        }
+    }
+    let alone = decide(&image, Change::CreateTopic(new_topic("b", 1, 1)));
+    assert_eq!(alone.unwrap().len(), 1);
+    make(&mut image, register(3, 3));
+    make(&mut image, Change::CreateTopic(new_topic("a", 1, 0)));
+    let topic = image.topics().find(|topic| topic.name.as_str() == "a");
+    assert_eq!(topic.unwrap().replication_factor(), 3);
+}
+
+#[test]
 fn topics_that_cannot_be_are_refused() {
     let image = cluster(3);
     let mut bad_setting = new_topic("a", 1, 1);

@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use quipu_model::NodeId;
 use quipu_proto::peer::v1::{
     Answers, Append, Cancel, End, Entry, EntryKind, Group, Hello, Led, Request, Requests, Vote,
     VoteRequest, answer, peer_client::PeerClient, request::Kind,
 };
-use tonic::{Code, Status, Streaming};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming, body::Body};
+use tower::Service;
 
 use super::{
-    super::{LANE_BYTES, LANE_CALLS, caller::Caller, convert::to_group},
+    super::{LANE_BYTES, LANE_CALLS, caller::Caller, convert::to_group, dial::PATH, service},
     LONG, Node, TestHost, batch, key, listen,
 };
 
@@ -107,6 +111,20 @@ async fn a_stream_begins_with_a_hello_of_this_version_for_this_node() {
         assert_eq!(status.code(), Code::PermissionDenied, "{status}");
         assert!(status.message().contains(reason), "{status}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_opens_a_stream_and_says_nothing_is_refused_in_time() {
+    let mut service = service(TestHost::new(2), CancellationToken::new(), LANE_BYTES);
+    let nothing = stream::pending::<Result<Frame<Bytes>, Status>>();
+    let request = http::Request::builder()
+        .uri(PATH)
+        .body(Body::new(StreamBody::new(nothing)))
+        .unwrap();
+    let response = tokio::time::timeout(LONG, service.call(request)).await;
+    let status = Status::from_header_map(response.unwrap().unwrap().headers()).unwrap();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert!(status.message().contains("no hello came"), "{status}");
 }
 
 #[tokio::test]

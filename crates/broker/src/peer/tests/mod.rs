@@ -4,6 +4,7 @@ mod cluster;
 mod links;
 mod misuse;
 mod queue;
+mod stale;
 mod wire;
 
 use std::{
