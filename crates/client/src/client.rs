@@ -2,12 +2,15 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use quipu_model::ProducerId;
 use tonic::transport::Channel;
 
 use crate::{
-    Admin, Consumer, ConsumerConfig, GroupConfig, GroupConsumer, Producer, ProducerConfig, Result,
+    Admin, Consumer, ConsumerConfig, GroupConfig, GroupConsumer, NumberedProducer, Producer,
+    ProducerConfig, Result,
     cluster::{Cluster, Dial, dial_tcp},
     error::Error,
+    producer::identity,
 };
 
 /// Where the cluster is and how patient to be with it.
@@ -97,6 +100,24 @@ impl Client {
     /// Where the configuration is out of bounds, or no broker hands out an identity.
     pub async fn producer(&self, config: ProducerConfig) -> Result<Producer> {
         Producer::start(Arc::clone(&self.cluster), config).await
+    }
+
+    /// The id of a producer to be, which its user keeps: see [`NumberedProducer`].
+    ///
+    /// # Errors
+    /// Where no broker hands one out.
+    pub async fn new_producer_id(&self) -> Result<ProducerId> {
+        Ok(identity::init(&self.cluster).await?.id)
+    }
+
+    /// The producer that numbers its batches for one partition, under an id from [`Client::new_producer_id`].
+    pub fn numbered_producer(
+        &self,
+        topic: &str,
+        partition: u32,
+        id: ProducerId,
+    ) -> NumberedProducer {
+        NumberedProducer::new(Arc::clone(&self.cluster), topic, partition, id)
     }
 
     /// A consumer, without partitions yet: see [`Consumer::assign`].

@@ -90,10 +90,11 @@ pub use groups::{
 };
 pub use once::Once;
 pub use producer::{
-    Acks, Delivery, Producer, ProducerConfig, Record, RecordMetadata, murmur2, partition_for_key,
+    Acks, Delivery, NumberedProducer, Producer, ProducerConfig, Record, RecordMetadata, murmur2,
+    partition_for_key,
 };
 pub use quipu_model::{
-    LeaderEpoch, Offset, TimestampMs,
+    LeaderEpoch, Offset, ProducerId, TimestampMs,
     batch::{Compression, Record as StoredRecord, RecordHeader},
 };
 pub use requests::{Reply, RequestError, Requester, RequesterConfig, Responder};

@@ -69,8 +69,9 @@ impl Plan {
     }
 }
 
+/// What everybody who reads or writes shares.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     plan: Plan,
     history: Mutex<History>,
     pulses: Mutex<Pulses>,
@@ -81,8 +82,19 @@ struct Shared {
 }
 
 impl Shared {
-    fn note(&self, note: String) {
+    pub(crate) fn note(&self, note: String) {
         *self.notes.lock().entry(note).or_default() += 1;
+    }
+
+    /// How the client of this number reaches the cluster.
+    pub(crate) fn client(&self, number: usize) -> ClientConfig {
+        self.plan.client(number)
+    }
+
+    /// Somebody read a value, who knows himself whether its offset was the next.
+    pub(crate) fn read(&self, partition: u32, offset: u64, value: &[u8]) {
+        let mut history = self.history.lock();
+        history.read(partition, offset, offset, value);
     }
 }
 
@@ -151,6 +163,10 @@ impl Load {
         Ok(())
     }
 
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     pub(crate) fn history<T>(&self, look: impl FnOnce(&mut History) -> T) -> T {
         look(&mut self.shared.history.lock())
     }
@@ -185,6 +201,30 @@ impl Load {
     /// Runs something beside the load.
     pub(crate) fn beside(&self, work: impl FnOnce(Admin) -> Work) -> tokio::task::JoinHandle<u32> {
         self.runtime.spawn(work(self.admin.clone()))
+    }
+
+    /// Fetches a group's offsets again and again, each time after the last, as long as `take` wants them: by partition of the topic.
+    pub(crate) fn look_at_group(
+        &self,
+        group: String,
+        every: Duration,
+        mut take: impl FnMut(&[(u32, u64)]) -> bool + Send + 'static,
+    ) {
+        let (admin, shared) = (self.admin.clone(), Arc::clone(&self.shared));
+        self.runtime.spawn(async move {
+            loop {
+                match admin.group_offsets(&group).await {
+                    Ok(offsets) => {
+                        let offsets = offsets.iter().map(|o| (o.partition, o.offset.get()));
+                        if !take(&offsets.collect::<Vec<_>>()) {
+                            return;
+                        }
+                    }
+                    Err(error) => shared.note(format!("fetching a group's offsets: {error:#}")),
+                }
+                sleep(every).await;
+            }
+        });
     }
 
     /// Waits for it.

@@ -9,6 +9,7 @@
 mod cluster;
 mod disk;
 mod faults;
+mod groups;
 mod history;
 mod load;
 mod network;
@@ -38,6 +39,7 @@ use tokio::{
 use crate::{
     cluster::{Cluster, Ground},
     faults::{Fault, Injector, REPLICAS},
+    groups::Size,
     load::{Load, Plan},
     rounds::Findings,
     trials::Loss,
@@ -63,6 +65,10 @@ enum What {
     RollingRestart,
     /// How much of the load gets through while every node is restarted, and while every partition moves
     Upkeep,
+    /// Rounds of lost nodes while members of groups come and go, and a check of what the groups did
+    Groups,
+    /// The pause of a group when the node is killed that coordinates it
+    CoordinatorKill,
 }
 
 #[derive(Clone, Debug, Parser)]
@@ -96,10 +102,16 @@ struct Args {
     /// Records a second of each producer
     #[arg(long, default_value_t = 200)]
     rate: u32,
-    /// Trials of leader-kill in each way; times that rolling-restart and upkeep restart all nodes
+    /// Groups that read
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    groups: u16,
+    /// Members of each group, at most
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    members: u16,
+    /// Trials of leader-kill in each way, and of coordinator-kill; times that rolling-restart and upkeep restart all nodes
     #[arg(long, default_value_t = 3)]
     trials: u32,
-    /// The ways in which leader-kill loses a leader; all if not given
+    /// The ways in which leader-kill loses a leader, and groups a node; all if not given
     #[arg(long, value_delimiter = ',')]
     losses: Vec<Loss>,
     /// Keep data and logs also where nothing is wrong
@@ -134,7 +146,7 @@ fn start() -> Result<bool> {
     end_on_signals()?;
     let faults = match args.what {
         What::Rounds => usable(&args, isolated)?,
-        What::LeaderKill | What::RollingRestart | What::Upkeep => Vec::new(),
+        _ => Vec::new(),
     };
     let directory = quipu.parent().context("the binary is in a directory")?;
     let scratch = tempfile::Builder::new()
@@ -228,6 +240,14 @@ fn run(args: &Args, ground: Ground, faults: &[Fault]) -> Result<bool> {
         }
         What::RollingRestart => trials::restart_all(&mut cluster, &load, args.trials)?,
         What::Upkeep => upkeep::run(&mut cluster, &load, args.trials)?,
+        What::Groups => {
+            let rounds = (args.rounds, Duration::from_secs_f64(args.seconds_a_round));
+            let (size, losses) = (size(args), losses(args, isolated));
+            groups::run(&mut cluster, &mut load, size, &losses, rounds, args.seed)?
+        }
+        What::CoordinatorKill => {
+            groups::lose_coordinators(&mut cluster, &mut load, size(args), args.trials)?
+        }
     };
     rounds::check(&mut cluster, &mut load, &mut findings)?;
     Ok(rounds::report(&load, &findings))
@@ -258,6 +278,15 @@ fn losses(args: &Args, isolated: bool) -> Vec<Loss> {
     can
 }
 
+fn size(args: &Args) -> Size {
+    Size {
+        groups: args.groups,
+        members: args.members.into(),
+        partitions: args.partitions,
+        hasty: args.what == What::Groups,
+    }
+}
+
 fn plan(args: &Args, cluster: &Cluster) -> Plan {
     let count = cluster.nodes.len();
     // One producer's pauses are measured in one partition: what others do there would hide them.
@@ -270,6 +299,6 @@ fn plan(args: &Args, cluster: &Cluster) -> Plan {
         value_bytes: 40,
         consume: args.what == What::Rounds,
         addresses: (0..count).map(|first| cluster.addresses(first)).collect(),
-        patient: args.what != What::Rounds,
+        patient: !matches!(args.what, What::Rounds | What::Groups),
     }
 }

@@ -34,6 +34,21 @@ pub(crate) enum Loss {
     Vanish,
 }
 
+impl Loss {
+    /// Loses a node so.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub(crate) fn of(self, cluster: &mut Cluster, id: u8) -> Result<()> {
+        match self {
+            Self::Kill => cluster.node(id).kill(),
+            Self::Stop => cluster.node(id).stop(),
+            Self::Isolate => isolate(cluster, id, false),
+            Self::Vanish => isolate(cluster, id, true),
+        }
+    }
+}
+
 /// Loses the leader of the topic's first partition again and again: so many times in each way, in turn.
 pub(crate) fn lose_leaders(
     cluster: &mut Cluster,
@@ -49,12 +64,7 @@ pub(crate) fn lose_leaders(
         thread::sleep(CALM);
         let leader = leader(load)?;
         load.pulses(|pulses| pulses.restart());
-        match loss {
-            Loss::Kill => cluster.node(leader).kill()?,
-            Loss::Stop => cluster.node(leader).stop()?,
-            Loss::Isolate => isolate(cluster, leader, false)?,
-            Loss::Vanish => isolate(cluster, leader, true)?,
-        }
+        loss.of(cluster, leader)?;
         // What was on its way may still be acknowledged; after this it is the next leader who does.
         thread::sleep(Duration::from_millis(200));
         let lost = Instant::now();
@@ -90,7 +100,7 @@ pub(crate) fn lose_leaders(
     Ok(findings)
 }
 
-fn print_quantiles(name: &str, mut pauses: Vec<Duration>) {
+pub(crate) fn print_quantiles(name: &str, mut pauses: Vec<Duration>) {
     pauses.sort_unstable();
     let Some(max) = pauses.last() else {
         return;

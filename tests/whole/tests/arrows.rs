@@ -36,12 +36,13 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that prove the others; nothing depends on them.
-const PROOFS: [&str; 5] = [
+const PROOFS: [&str; 6] = [
     "quipu-tests",
     "quipu-benches",
     "quipu-fuzz",
     "quipu-sim",
     "quipu-chaos",
+    "quipu-outbox",
 ];
 
 /// What a crate does not reach, through however many others.

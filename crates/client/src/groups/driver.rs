@@ -282,6 +282,10 @@ impl Driver {
                     if self.progress.busy_for() > self.config.max_poll_interval {
                         return self.step_back(&session).await;
                     }
+                    if self.progress.inquire() {
+                        // Nothing begins, but whoever waits for a record wakes up of it, and asks again.
+                        let _ = self.events.send(Event::Begin(Vec::new()));
+                    }
                     session.beat().await
                 }
                 () = expired(lease) => {

@@ -36,7 +36,7 @@ pub(super) struct Progress {
     places: Mutex<HashMap<TopicPartition, Place>>,
     /// Offsets are stored one after the other: none may overtake another.
     storing: AsyncMutex<()>,
-    /// Since when whoever was handed a record has not asked for another.
+    /// Since when whoever was handed a record, or was to show that he asks for one, has not asked.
     busy_since: Mutex<Option<Instant>>,
     /// Somebody asks for records again after a long time.
     pub(super) asked: Notify,
@@ -97,6 +97,14 @@ impl Progress {
     pub(super) fn asks(&self) {
         *self.busy_since.lock() = None;
         self.asked.notify_one();
+    }
+
+    /// Whoever asks for records is to show it, unless that is open already; whether he is to be told.
+    pub(super) fn inquire(&self) -> bool {
+        let mut since = self.busy_since.lock();
+        let open = since.is_some();
+        since.get_or_insert_with(Instant::now);
+        !open
     }
 
     /// For how long nobody has asked for a record.

@@ -10,9 +10,9 @@ use crate::{
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) id: ProducerId,
-    pub(super) epoch: ProducerEpoch,
+pub(crate) struct Identity {
+    pub(crate) id: ProducerId,
+    pub(crate) epoch: ProducerEpoch,
 }
 
 impl Identity {
@@ -24,7 +24,7 @@ impl Identity {
 }
 
 /// A new identity.
-pub(super) async fn init(cluster: &Cluster) -> Result<Identity> {
+pub(crate) async fn init(cluster: &Cluster) -> Result<Identity> {
     let call = |channel| async move {
         log_client(channel)
             .init_producer_id(InitProducerIdRequest {})

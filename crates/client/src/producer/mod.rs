@@ -4,8 +4,9 @@ mod accumulator;
 mod config;
 mod connection;
 mod delivery;
-mod identity;
+pub(crate) mod identity;
 mod lane;
+mod numbered;
 mod partitioner;
 mod sender;
 
@@ -18,6 +19,7 @@ use self::{accumulator::Accumulator, sender::Command};
 pub use self::{
     config::{Acks, ProducerConfig},
     delivery::{Delivery, RecordMetadata},
+    numbered::NumberedProducer,
     partitioner::{murmur2, partition_for_key},
 };
 use crate::{Result, cluster::Cluster, error::Error};

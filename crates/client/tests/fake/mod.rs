@@ -396,11 +396,18 @@ fn empty(partitions: usize) -> Vec<Partition> {
 }
 
 fn no_such_topic() -> Status {
-    let pairs = [("retryable", "false"), ("outcome", "DEFINITE")];
+    status(ErrorReason::UnknownTopic, false)
+}
+
+/// A definite refusal, as a call fails with it.
+fn status(reason: ErrorReason, retryable: bool) -> Status {
+    let retryable = retryable.to_string();
+    let pairs = [("retryable", &*retryable), ("outcome", "DEFINITE")];
     let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let reason = ErrorReason::UnknownTopic.as_str_name();
-    let details = ErrorDetails::with_error_info(reason, "quipu.dev", HashMap::from(pairs));
-    Status::with_error_details(tonic::Code::NotFound, "no such topic", details)
+    let details =
+        ErrorDetails::with_error_info(reason.as_str_name(), "quipu.dev", HashMap::from(pairs));
+    let message = format!("scripted: {reason:?}");
+    Status::with_error_details(tonic::Code::FailedPrecondition, message, details)
 }
 
 fn error(reason: ErrorReason, retryable: bool) -> Error {
@@ -453,9 +460,16 @@ impl Log for Services {
 
     async fn produce(
         &self,
-        _: Request<ProduceRequest>,
+        request: Request<ProduceRequest>,
     ) -> Result<Response<ProduceResponse>, Status> {
-        Err(Status::unimplemented("clients stream"))
+        match self.0.produce_one(request.into_inner()).await {
+            Some(Some(answer)) => match answer.error {
+                Some(error) => Err(status(error.reason(), error.retryable)),
+                None => Ok(Response::new(answer)),
+            },
+            Some(None) => std::future::pending().await,
+            None => Err(Status::unavailable("scripted: the connection breaks")),
+        }
     }
 
     async fn fetch_stream(

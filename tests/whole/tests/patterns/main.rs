@@ -23,7 +23,7 @@ use quipu_tests::{Launch, repository, scratch};
 use tokio::time::timeout;
 
 /// A page, and the file whose code it shows.
-const PAGES: [(&str, &str); 9] = [
+const PAGES: [(&str, &str); 10] = [
     ("dead-letters", include_str!("dead_letters.rs")),
     (
         "delivery-guarantees",
@@ -33,6 +33,8 @@ const PAGES: [(&str, &str); 9] = [
     ("fan-out-fan-in", include_str!("fan_out_fan_in.rs")),
     ("idempotency", include_str!("idempotency.rs")),
     ("ordering", include_str!("ordering.rs")),
+    // It takes a database: tests/outbox/run runs it.
+    ("outbox", include_str!("../../../outbox/src/outbox.rs")),
     ("publish-subscribe", include_str!("publish_subscribe.rs")),
     ("queue", include_str!("queue.rs")),
     ("request-reply", include_str!("request_reply.rs")),
