@@ -2,7 +2,7 @@
 
 mod groups;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionId, ProducerId, TimestampMs, TopicId};
 use quipu_proto::peer::v1::{Reassign, change_request::Change};
@@ -18,9 +18,12 @@ pub use crate::{
         Committer, GroupError, GroupId, Joined, JoinedMember, Listing, MemberId, Protocol, Synced,
     },
     memory::MemoryPermit,
-    metadata::{Assignment, NewTopic, Topic},
+    metadata::{Assignment, NewTopic, Topic, Traffic},
 };
-pub use quipu_proto::internal::v1::StoredGroupKind as GroupKind;
+pub use quipu_proto::{
+    internal::v1::StoredGroupKind as GroupKind,
+    v1::{AlterQuotaRequest as QuotaChange, Quota},
+};
 pub use quipu_replication::{Acks, Appended};
 
 use crate::{core::Core, error::BrokerError};
@@ -70,6 +73,40 @@ impl Front {
     /// Where the node never has as much.
     pub async fn hold_fetch(&self, bytes: usize) -> Result<MemoryPermit, BrokerError> {
         self.core.fetch_memory.wait(bytes).await
+    }
+
+    /// Counts bytes that a client sent or is sent, and says how long it is to wait before its next request of the kind: whole
+    /// milliseconds, at most 30 s. What it sends before is not to be read.
+    pub fn charge(&self, client: &str, traffic: Traffic, bytes: usize) -> Duration {
+        self.core.quotas.charge(client, traffic, bytes)
+    }
+
+    /// How many bytes are to be sent to a client at once, as its quota and the node's memory would have it.
+    pub fn most_to_fetch(&self, client: &str) -> usize {
+        let quota = self.core.quotas.most_at_once(client, Traffic::Fetch);
+        quota.min(self.core.fetch_memory.total())
+    }
+
+    /// All quotas: the default first, where there is one, then by client id.
+    pub fn quotas(&self) -> Vec<Quota> {
+        self.core.metadata.image().quotas.list()
+    }
+
+    /// Checks a change of a quota without making it.
+    ///
+    /// # Errors
+    /// Where it would be refused.
+    pub fn check_quota(&self, change: QuotaChange) -> Result<(), BrokerError> {
+        let image = self.core.metadata.image();
+        image.quotas.decide(change).map(drop)
+    }
+
+    /// Changes a client's quota, or the default.
+    ///
+    /// # Errors
+    /// Where it is refused, or the cluster's metadata cannot be changed now.
+    pub async fn alter_quota(&self, change: QuotaChange) -> Result<(), BrokerError> {
+        self.core.controller()?.alter_quota(change).await.map(drop)
     }
 
     /// The cluster's id, controller and nodes.

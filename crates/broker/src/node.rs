@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cluster::{AddressBook, NodeHost},
     config::BrokerConfig,
-    core::Core,
+    core::{Core, Quotas},
     error::NodeFailure,
     front::Front,
     groups::{Groups, Limits},
@@ -106,6 +106,7 @@ impl Broker {
             store,
             clock,
             table: Arc::new(PartitionTable::new(config.node_id)),
+            quotas: Quotas::new(Arc::clone(&metadata), &mut registry),
             metadata,
             leaders: Arc::default(),
             groups: Arc::new(groups),

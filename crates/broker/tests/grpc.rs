@@ -3,6 +3,7 @@
 mod cleanup;
 mod front;
 mod groups;
+mod quotas;
 mod support;
 
 use futures::{StreamExt, stream};

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use quipu_client::Client;
+use quipu_client::{Client, ClientConfig};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ConnectArgs {
@@ -19,5 +19,14 @@ pub(crate) struct ConnectArgs {
 impl ConnectArgs {
     pub(crate) async fn connect(&self) -> Result<Client> {
         Ok(Client::connect(self.broker.as_str()).await?)
+    }
+
+    /// The same, under a name: quotas are of it.
+    pub(crate) async fn connect_as(&self, client_id: &str) -> Result<Client> {
+        let config = ClientConfig {
+            client_id: client_id.to_owned(),
+            ..ClientConfig::new(&self.broker)
+        };
+        Ok(Client::connect(config).await?)
     }
 }

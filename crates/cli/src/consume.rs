@@ -40,12 +40,15 @@ pub(crate) struct ConsumeArgs {
     follow: bool,
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
+    /// What it calls itself: quotas are of this name
+    #[arg(long, value_name = "ID", default_value = "quipu-consume")]
+    client_id: String,
     #[command(flatten)]
     connect: ConnectArgs,
 }
 
 pub(crate) async fn run(args: ConsumeArgs) -> Result<()> {
-    let client = args.connect.connect().await?;
+    let client = args.connect.connect_as(&args.client_id).await?;
     if let Some(group) = &args.group {
         return group::run(&args, &client, group).await;
     }

@@ -13,6 +13,7 @@ mod log;
 mod logging;
 mod node;
 mod produce;
+mod quota;
 mod settings;
 mod table;
 mod topic;
@@ -56,6 +57,8 @@ enum Command {
     Dlq(dlq::DlqArgs),
     /// Look at the cluster, move partitions between nodes, take nodes out
     Cluster(cluster::ClusterArgs),
+    /// Bound how many bytes a second clients may send and be sent
+    Quota(quota::QuotaArgs),
     /// Write lines from standard input to a topic, one record a line
     Produce(produce::ProduceArgs),
     /// Read records and print them
@@ -86,6 +89,7 @@ impl Command {
             Self::Group(args) => group::run(args).await,
             Self::Dlq(args) => dlq::run(args).await,
             Self::Cluster(args) => cluster::run(args).await,
+            Self::Quota(args) => quota::run(args).await,
             Self::Produce(args) => produce::run(args).await,
             Self::Consume(args) => consume::run(args).await,
             Self::Bench(args) => bench::run(args).await,
@@ -207,6 +211,13 @@ mod tests {
             "quipu cluster reassign t --partition 1 --replicas 1,2,4 --no-wait",
             "quipu cluster transfer-leader t --partition 1 --to 2",
             "quipu cluster decommission 3",
+            "quipu quota set billing --produce 1MiB --fetch none",
+            "quipu quota set --default --fetch 10MiB --json",
+            "quipu quota list --json",
+            "quipu quota remove billing",
+            "quipu quota remove --default",
+            "quipu produce t --client-id billing",
+            "quipu consume t --client-id billing",
             "quipu log dump f --records",
             "quipu log verify d",
         ] {
@@ -230,6 +241,11 @@ mod tests {
             "quipu group reset-offsets g --topic t",
             "quipu group reset-offsets g --topic t --to latest --shift-by 1",
             "quipu topic delete-records t --partition 1 --before -1",
+            "quipu quota set billing",
+            "quipu quota set --produce 1MiB",
+            "quipu quota set billing --default --produce 1MiB",
+            "quipu quota set billing --produce 0",
+            "quipu quota remove",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

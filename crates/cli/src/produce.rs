@@ -48,6 +48,9 @@ pub(crate) struct ProduceArgs {
     /// How long a record may wait for its acknowledgement, through every retry, before it fails
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
+    /// What it calls itself: quotas are of this name
+    #[arg(long, value_name = "ID", default_value = "quipu-produce")]
+    client_id: String,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -56,7 +59,7 @@ pub(crate) async fn run(args: ProduceArgs) -> Result<()> {
     if args.key_separator.as_deref() == Some("") {
         bail!("--key-separator is empty: give the text between key and value");
     }
-    let client = args.connect.connect().await?;
+    let client = args.connect.connect_as(&args.client_id).await?;
     let producer = client
         .producer(ProducerConfig {
             acks: args.acks.into(),

@@ -6,14 +6,15 @@ use quipu_model::{Offset, TimestampMs};
 use quipu_proto::v1::{
     self, AddPartitionsRequest, AlterTopicConfigRequest, CreateTopicRequest, DeleteRecordsRequest,
     DeleteTopicRequest, DescribeClusterRequest, DrainNodeRequest, ListOffsetsRequest,
-    ListTopicsRequest, ReassignPartitionRequest, RemoveNodeRequest, TransferLeaderRequest,
+    ListQuotasRequest, ListTopicsRequest, ReassignPartitionRequest, RemoveNodeRequest,
+    TransferLeaderRequest,
     admin_client::AdminClient,
     delete_records_request::{Before, HighWatermark},
     list_offsets_request::{At, Earliest, Latest},
 };
 pub use quipu_proto::v1::{
-    DescribeClusterResponse as ClusterDescription, DescribeTopicResponse as TopicDescription, Node,
-    NodeState, PartitionDescription, Topic,
+    AlterQuotaRequest as QuotaChange, DescribeClusterResponse as ClusterDescription,
+    DescribeTopicResponse as TopicDescription, Node, NodeState, PartitionDescription, Quota, Topic,
 };
 
 use tokio::time::{Instant, sleep};
@@ -261,6 +262,24 @@ impl Admin {
     /// Where there is no such node, or it still holds partitions.
     pub async fn remove_node(&self, node: u64) -> Result<()> {
         call!(self, remove_node, RemoveNodeRequest { node_id: node }).map(drop)
+    }
+
+    /// Sets, changes or removes how many bytes a second each node takes from a client id and gives it, or the default for those that
+    /// have no rate of their own. Answers with what is set then.
+    ///
+    /// # Errors
+    /// Where the client id is too long, or as many have quotas as can.
+    pub async fn alter_quota(&self, change: QuotaChange) -> Result<Quota> {
+        let answer = call!(self, alter_quota, change)?;
+        Ok(answer.quota.unwrap_or_default())
+    }
+
+    /// All quotas: the default first, where there is one, then by client id.
+    ///
+    /// # Errors
+    /// Where no broker answers.
+    pub async fn list_quotas(&self) -> Result<Vec<Quota>> {
+        Ok(call!(self, list_quotas, ListQuotasRequest {})?.quotas)
     }
 
     /// An offset by position or time, from the partition's leader.

@@ -25,6 +25,9 @@ pub struct ClientConfig {
     /// A connection with open streams is tried after this long in silence, and given up after as long again: a node that died
     /// without a word is left for another one within twice this time. 1 s.
     pub keep_alive: Duration,
+    /// What the application calls itself: quotas are of this name. At most 255 visible ASCII characters. None, which is a name like
+    /// any other to the quotas.
+    pub client_id: String,
 }
 
 impl ClientConfig {
@@ -39,6 +42,7 @@ impl ClientConfig {
             connect_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(1),
+            client_id: String::new(),
         }
     }
 }
@@ -59,7 +63,7 @@ impl Client {
     /// Connects to a cluster: `"host:9093"`, or a [`ClientConfig`].
     ///
     /// # Errors
-    /// Where an address is not one, or none of the nodes answers.
+    /// Where an address is not one, the client id is none, or none of the nodes answers.
     pub async fn connect(config: impl Into<ClientConfig>) -> Result<Self> {
         let config = config.into();
         let dial = dial_tcp(&config);
@@ -76,7 +80,7 @@ impl Client {
     /// must connect again by itself after its connection broke, as those of tonic do.
     ///
     /// # Errors
-    /// Where the configuration names no broker.
+    /// Where the configuration names no broker, or the client by what is no name.
     pub fn with_channels(
         config: impl Into<ClientConfig>,
         dial: impl Fn(&str) -> Channel + Send + Sync + 'static,
@@ -90,7 +94,7 @@ impl Client {
                 "no broker address was given: write host:port",
             ));
         }
-        let cluster = Arc::new(Cluster::new(config, dial));
+        let cluster = Arc::new(Cluster::new(config, dial)?);
         Ok(Self { cluster })
     }
 

@@ -19,6 +19,7 @@ use quipu_proto::v1::{
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{
     Status,
+    metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
 
@@ -50,8 +51,13 @@ pub(crate) fn may_be_repeated(error: &Error) -> bool {
 /// Makes a channel to `host:port`; it connects when it is first used, and again whenever the connection broke.
 pub(crate) type Dial = Arc<dyn Fn(&str) -> Result<Channel> + Send + Sync>;
 
+/// Under what the client's name stands in a call's metadata.
+const CLIENT_ID: &str = "quipu-client-id";
+const LONGEST_CLIENT_ID: usize = 255;
+
 pub(crate) struct Cluster {
     config: ClientConfig,
+    client_id: MetadataValue<Ascii>,
     dial: Dial,
     channels: Mutex<HashMap<String, Channel>>,
     pub(super) topics: tokio::sync::Mutex<HashMap<Box<str>, TopicView>>,
@@ -93,15 +99,33 @@ pub(crate) fn log_client(channel: Channel) -> LogClient<Channel> {
 }
 
 impl Cluster {
-    pub(crate) fn new(config: ClientConfig, dial: Dial) -> Self {
-        Self {
+    /// # Errors
+    /// Where the client id is none.
+    pub(crate) fn new(config: ClientConfig, dial: Dial) -> Result<Self> {
+        Ok(Self {
+            client_id: name(&config.client_id)?,
             config,
             dial,
             channels: Mutex::default(),
             topics: tokio::sync::Mutex::default(),
             learnt: Mutex::default(),
             first: AtomicUsize::new(0),
+        })
+    }
+
+    /// What the application calls itself.
+    pub(crate) fn client_id(&self) -> &str {
+        &self.config.client_id
+    }
+
+    /// A call that says whose quota it takes from.
+    pub(crate) fn named<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        if !self.client_id.is_empty() {
+            let name = self.client_id.clone();
+            request.metadata_mut().insert(CLIENT_ID, name);
         }
+        request
     }
 
     /// The brokers that are known: those that were given come first.
@@ -258,6 +282,17 @@ impl Cluster {
             _ => self.config.request_timeout.min(LOOKUP),
         }
     }
+}
+
+fn name(client_id: &str) -> Result<MetadataValue<Ascii>> {
+    let is_visible = client_id.bytes().all(|byte| byte.is_ascii_graphic());
+    if !is_visible || client_id.len() > LONGEST_CLIENT_ID {
+        return Err(Error::invalid(format_args!(
+            "the client id {client_id:?} is none: give at most {LONGEST_CLIENT_ID} visible ASCII characters"
+        )));
+    }
+    MetadataValue::try_from(client_id)
+        .map_err(|error| Error::invalid(format_args!("the client id {client_id:?}: {error}")))
 }
 
 async fn describe(

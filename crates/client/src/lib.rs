@@ -74,7 +74,7 @@ mod worker;
 
 pub use admin::{
     Admin, ClusterDescription, ListedOffset, NewTopic, Node, NodeState, OffsetAt,
-    PartitionDescription, Topic, TopicDescription,
+    PartitionDescription, Quota, QuotaChange, Topic, TopicDescription,
 };
 pub use client::{Client, ClientConfig};
 pub use consumer::{

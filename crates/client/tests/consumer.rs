@@ -12,6 +12,7 @@ use quipu_client::{
     Start,
 };
 use quipu_model::Offset;
+use tokio::time::Instant;
 
 /// A broker whose partitions hold so many records each: their values are their offsets.
 async fn filled(partitions: u32, records: u64) -> Arc<Broker> {
@@ -217,4 +218,16 @@ async fn hundreds_of_partitions_are_read_side_by_side() {
         seen[record.partition as usize] += 1;
     }
     assert!(seen.iter().all(|records| *records == 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_past_its_quota_waits_as_it_is_told_and_misses_nothing() {
+    let broker = filled(1, 600).await;
+    broker.throttle_fetches(3000);
+    let began = Instant::now();
+    let mut consumer = consumer(&broker, vec![partition(Start::Earliest)]).await;
+    let all: Vec<_> = (0..600).collect();
+    assert_eq!(offsets(&mut consumer, 600).await, all);
+    // They come in three messages at least.
+    assert!(began.elapsed() >= Duration::from_secs(6));
 }

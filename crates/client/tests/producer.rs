@@ -6,8 +6,10 @@ mod fake;
 use std::{sync::Arc, time::Duration};
 
 use fake::{Broker, Fate, TOPIC};
+use parking_lot::Mutex;
 use quipu_client::{
-    Acks, Delivery, ErrorReason, Outcome, Producer, ProducerConfig, Reason, Record,
+    Acks, Client, ClientConfig, Delivery, ErrorReason, Outcome, Producer, ProducerConfig, Reason,
+    Record,
 };
 use tokio::time::Instant;
 
@@ -355,4 +357,48 @@ async fn a_topic_that_was_unknown_for_a_moment_loses_only_what_was_refused() {
     }
     assert_eq!(stored.len(), RECORDS - 1);
     assert_eq!(broker.values(0), stored, "what is acknowledged is stored");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_producer_past_its_quota_waits_as_it_is_told_and_loses_nothing() {
+    const WAIT: Duration = Duration::from_secs(3);
+    let arrivals: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let seen = Arc::clone(&arrivals);
+    let broker = Broker::start(2, move |_| {
+        seen.lock().push(Instant::now());
+        Fate::Throttled(WAIT)
+    });
+    let producer = producer(&broker, small_batches()).await;
+    let values = values(150);
+    let mut deliveries = send_all(&producer, &values).await;
+    let other = Record::new(TOPIC).partition(1).value(b"other");
+    deliveries.push(producer.send(other).await.unwrap());
+    producer.close().await.unwrap();
+    for delivery in deliveries {
+        delivery.await.unwrap();
+    }
+    assert_eq!(broker.values(0), values);
+    assert_eq!(broker.values(1), ["other"]);
+    // What was under way when it was told first; from then on one batch of each partition at a time.
+    let arrivals = arrivals.lock();
+    let is_early = |at: &&Instant| at.duration_since(arrivals[0]) < WAIT;
+    let early = arrivals.iter().take_while(is_early).count();
+    assert!(arrivals.len() > early + 5, "{early}");
+    for pair in arrivals[early - 1..].windows(2) {
+        let gap = pair[1].duration_since(pair[0]);
+        assert!(gap.is_zero() || gap >= WAIT, "{gap:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_id_that_is_none_is_refused() {
+    for client_id in ["two words", "line\n", "\u{e9}", &"x".repeat(256)] {
+        let config = ClientConfig {
+            client_id: client_id.to_owned(),
+            ..ClientConfig::new("fake:9093")
+        };
+        let refused = Client::connect(config).await.unwrap_err();
+        assert_eq!(refused.outcome(), Outcome::Definite);
+        assert!(refused.to_string().contains("client id"), "{refused}");
+    }
 }

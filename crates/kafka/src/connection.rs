@@ -1,7 +1,8 @@
 //! One client's connection: requests are begun and answered in their order.
 //!
 //! Produce requests are at work together, so that those behind one another share a sync; any other request begins when all
-//! before it are answered, and is answered before the next one is read, as with Kafka.
+//! before it are answered, and is answered before the next one is read, as with Kafka. Of a client that is past its quota nothing
+//! is read for as long as it was told to wait.
 
 use std::{collections::VecDeque, future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use futures::{
 use quipu_broker::front::{Front, MemoryPermit};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
@@ -85,6 +86,8 @@ pub(crate) struct Connection<R, W> {
     waiting: Option<(Request, MemoryPermit)>,
     /// Whether what is at work lets nothing begin beside it.
     alone: bool,
+    /// Whether nothing is read for now, since the client is past its quota.
+    muted: bool,
     /// Whether no more is read.
     ended: bool,
 }
@@ -106,6 +109,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
             at_work: FuturesOrdered::new(),
             waiting: None,
             alone: false,
+            muted: false,
             ended: false,
         }
     }
@@ -126,8 +130,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
                     None => {}
                 }
             }
+            let muted_until = self.client.muted_until();
+            if muted_until.is_none() && self.muted {
+                self.frames.resume();
+            }
+            self.muted = muted_until.is_some();
             let reads = !self.ended
                 && !self.alone
+                && !self.muted
                 && self.waiting.is_none()
                 && self.at_work.len() < self.config.max_pipelined;
             tokio::select! {
@@ -139,6 +149,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
                     Err(FrameError::Idle(_)) if !self.at_work.is_empty() => self.frames.touch(),
                     Err(error) => return Err(error.into()),
                 },
+                () = sleep_until(muted_until.unwrap_or_else(Instant::now)), if self.muted => {}
                 () = &mut stopping, if !self.ended => self.ended = true,
             }
         }

@@ -4,7 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quipu_broker::front::{Front, MemoryPermit};
+use quipu_broker::front::{Front, MemoryPermit, Traffic};
+use tokio::time::Instant;
 
 use crate::{
     api,
@@ -24,8 +25,10 @@ pub(crate) struct Client {
     pub(crate) front: Front,
     pub(crate) config: Arc<KafkaConfig>,
     pub(crate) sessions: Mutex<Sessions>,
-    /// What it calls itself, as of the last time that it joined a group.
+    /// What it calls itself, as of the last time that it joined a group, produced or fetched.
     pub(crate) name: Mutex<Text>,
+    /// Until when it is not listened to, since it is past its quota.
+    muted_until: Mutex<Option<Instant>>,
 }
 
 impl Client {
@@ -36,7 +39,34 @@ impl Client {
             config,
             sessions: Mutex::default(),
             name: Mutex::default(),
+            muted_until: Mutex::default(),
         }
+    }
+
+    /// Notes what it calls itself. The name is copied: it is lent from a frame, which may be large.
+    fn call(&self, name: &Text) {
+        let mut known = self.name.lock();
+        if *known != *name {
+            *known = Text::from(&**name);
+        }
+    }
+
+    /// Counts bytes towards the client's quota. How long it is to wait, in milliseconds: until then it is not listened to.
+    pub(crate) fn charge(&self, traffic: Traffic, bytes: usize) -> i32 {
+        let wait = self.front.charge(&self.name.lock(), traffic, bytes);
+        if !wait.is_zero() {
+            let until = Some(Instant::now() + wait);
+            let mut muted_until = self.muted_until.lock();
+            *muted_until = until.max(*muted_until);
+        }
+        // Waits are bounded far below what fits.
+        wait.as_millis() as i32
+    }
+
+    /// Until when it is not listened to; `None`: it is.
+    pub(crate) fn muted_until(&self) -> Option<Instant> {
+        let until = *self.muted_until.lock();
+        until.filter(|until| *until > Instant::now())
     }
 }
 
@@ -135,8 +165,8 @@ macro_rules! requests {
             /// Does what is asked for.
             pub(crate) async fn handle(self, client: &Arc<Client>) -> Reply {
                 let version = self.version;
-                if let Body::JoinGroup(_) = self.body {
-                    *client.name.lock() = self.client_id.unwrap_or_default();
+                if let Body::JoinGroup(_) | Body::Produce(_) | Body::Fetch(_) = self.body {
+                    client.call(&self.client_id.unwrap_or_default());
                 }
                 match self.body {
                     $(Body::$name(request) => {
@@ -197,6 +227,8 @@ requests! {
     OffsetForLeaderEpoch offset_for_leader_epoch_request::OffsetForLeaderEpochRequest offset_for_leader_epoch_response::OffsetForLeaderEpochResponse api::offsets::offset_for_leader_epoch,
     ElectLeaders elect_leaders_request::ElectLeadersRequest elect_leaders_response::ElectLeadersResponse api::moves::elect_leaders,
     AlterPartitionReassignments alter_partition_reassignments_request::AlterPartitionReassignmentsRequest alter_partition_reassignments_response::AlterPartitionReassignmentsResponse api::moves::alter_partition_reassignments,
+    DescribeClientQuotas describe_client_quotas_request::DescribeClientQuotasRequest describe_client_quotas_response::DescribeClientQuotasResponse api::quotas::describe_client_quotas,
+    AlterClientQuotas alter_client_quotas_request::AlterClientQuotasRequest alter_client_quotas_response::AlterClientQuotasResponse api::quotas::alter_client_quotas,
     ListPartitionReassignments list_partition_reassignments_request::ListPartitionReassignmentsRequest list_partition_reassignments_response::ListPartitionReassignmentsResponse api::moves::list_partition_reassignments,
 }
 

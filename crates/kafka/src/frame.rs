@@ -86,6 +86,11 @@ impl<S: AsyncRead + Unpin> Frames<S> {
         }
     }
 
+    /// Goes on reading after a pause, for which the client is not to blame.
+    pub(crate) fn resume(&mut self) {
+        self.since = Instant::now();
+    }
+
     /// The next request; `None` at the connection's end. Nothing is lost where the future is dropped.
     pub(crate) async fn next(
         &mut self,

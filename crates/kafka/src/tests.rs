@@ -43,6 +43,8 @@ use crate::{
     },
 };
 
+mod limits;
+
 const METADATA_VERSION: i16 = 8;
 const PRODUCE_VERSION: i16 = 8;
 const FETCH_VERSION: i16 = 11;
@@ -57,7 +59,7 @@ struct Node {
 }
 
 impl Node {
-    async fn start(config: KafkaConfig) -> Self {
+    async fn start(change: impl FnOnce(&mut BrokerConfig), config: KafkaConfig) -> Self {
         let data = tempfile::tempdir().unwrap();
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let listener = KafkaListener::bind(anywhere, config).await.unwrap();
@@ -65,6 +67,7 @@ impl Node {
         let mut config =
             BrokerConfig::new(NodeId::new(1), data.path().to_owned(), anywhere, anywhere);
         config.advertised_kafka = Some(listener.reached_at());
+        change(&mut config);
         let mut broker = Broker::start(config).await.unwrap();
         broker.attach(|front| listener.serve(front));
         Self {
@@ -77,12 +80,21 @@ impl Node {
 
 /// Runs a test against a node of its own, and stops the node.
 fn with_node<T: Future<Output = ()>>(config: KafkaConfig, test: impl FnOnce(SocketAddr) -> T) {
+    with_broker(|_| {}, config, test);
+}
+
+/// The same, with settings of the node other than the usual ones.
+fn with_broker<T: Future<Output = ()>>(
+    change: impl FnOnce(&mut BrokerConfig),
+    config: KafkaConfig,
+    test: impl FnOnce(SocketAddr) -> T,
+) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build();
     runtime.unwrap().block_on(async {
-        let node = Node::start(config).await;
+        let node = Node::start(change, config).await;
         test(node.address).await;
         node.broker.shutdown().await.unwrap();
     });
@@ -403,30 +415,6 @@ fn who_sends_slowly_or_nothing_is_closed() {
             let mut client = connect(address).await;
             client.stream.write_all(bytes).await.unwrap();
             assert!(client.is_closed().await, "{bytes:?}");
-        }
-    });
-}
-
-#[test]
-fn connections_past_the_limit_are_closed_and_places_come_back() {
-    let config = KafkaConfig {
-        max_connections: 1,
-        ..KafkaConfig::default()
-    };
-    with_node(config, |address| async move {
-        let mut first = connect(address).await;
-        first.create("orders").await;
-        assert!(connect(address).await.is_closed().await);
-        drop(first);
-        // The place is free once the node has seen the connection end.
-        loop {
-            let mut next = connect(address).await;
-            let which = (ApiVersionsRequest::KEY, 0);
-            next.send(which, 1, |w| ApiVersionsRequest::default().encode(w, 0))
-                .await;
-            if !next.is_closed().await {
-                return;
-            }
         }
     });
 }

@@ -95,6 +95,7 @@ impl Launch {
             None => free_address()?,
         };
         let http = free_address()?;
+        let kafka = free_address()?;
         let log = File::create(&self.log)?;
         let child = Command::new("sh")
             .arg("-c")
@@ -104,7 +105,7 @@ impl Launch {
             .arg("--data-dir")
             .arg(&self.data)
             .args(["--grpc-listen", &grpc, "--http-listen", &http])
-            .args(["--kafka-listen", "127.0.0.1:0"])
+            .args(["--kafka-listen", &kafka])
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -114,6 +115,7 @@ impl Launch {
             child,
             grpc,
             http,
+            kafka,
             log: self.log,
         })
     }
@@ -125,6 +127,7 @@ pub struct Broker {
     child: Child,
     grpc: String,
     http: String,
+    kafka: String,
     log: PathBuf,
 }
 
@@ -152,6 +155,11 @@ impl Broker {
     /// Host and port of its gRPC listener.
     pub fn grpc(&self) -> &str {
         &self.grpc
+    }
+
+    /// Host and port of its Kafka listener.
+    pub fn kafka(&self) -> &str {
+        &self.kafka
     }
 
     /// All that it has said.

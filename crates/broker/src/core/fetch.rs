@@ -13,6 +13,7 @@ use super::{Core, Found};
 use crate::{
     error::{BrokerError, Reason},
     memory::MemoryPermit,
+    metadata::Traffic,
 };
 
 /// What a consumer asks for.
@@ -105,12 +106,14 @@ impl Core {
         }
     }
 
-    /// Follows a partition from an offset on, up to `end` where it is given.
+    /// Follows a partition from an offset on, up to `end` where it is given. Between messages it waits where the client is past
+    /// its quota.
     ///
     /// # Errors
     /// Where the partition is not served. That the offset is out of range is told by the first message.
     pub(crate) fn fetch_stream(
         self: &Arc<Self>,
+        client: Arc<str>,
         topic: &str,
         partition: PartitionId,
         offset: Offset,
@@ -123,6 +126,7 @@ impl Core {
         }
         Ok(FetchStream {
             core: Arc::clone(self),
+            client,
             high_watermark: found.running.partition.high_watermark(),
             leadership: found.running.partition.leadership(),
             found,
@@ -148,6 +152,8 @@ const FOLLOWED_CHECK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct FetchStream {
     core: Arc<Core>,
+    /// Whose quota it takes from.
+    client: Arc<str>,
     found: Found,
     high_watermark: watch::Receiver<Offset>,
     leadership: watch::Receiver<Leadership>,
@@ -178,6 +184,7 @@ impl FetchStream {
         if self.end.is_some_and(|end| self.next >= end) {
             return Ok(None);
         }
+        self.settle().await;
         let high_watermark = self.wait_for_batches().await?;
         let started = Instant::now();
         let (read, memory) = self.read(high_watermark).await?;
@@ -208,11 +215,26 @@ impl FetchStream {
             Some(ahead) => ahead.read.await.map_err(|_| self.stopped_error())??,
             None => {
                 let partition = &self.found.running.partition;
-                read_below(partition, self.next, self.max_bytes, high_watermark).await?
+                read_below(partition, self.next, self.most(), high_watermark).await?
             }
         };
         let memory = self.core.fetch_memory.take(read.bytes.len())?;
         Ok((read, memory))
+    }
+
+    /// Waits until the client is not past its quota, or nothing is read any more.
+    async fn settle(&self) {
+        tokio::select! {
+            () = self.core.quotas.settle(&self.client, Traffic::Fetch) => {}
+            () = self.found.running.stopped.cancelled() => {}
+        }
+    }
+
+    /// The most bytes of a message.
+    fn most(&self) -> usize {
+        let quotas = &self.core.quotas;
+        self.max_bytes
+            .min(quotas.most_at_once(&self.client, Traffic::Fetch))
     }
 
     /// Begins to read the next message, where there is one already, memory for it, and another thread to wait for.
@@ -222,11 +244,11 @@ impl FetchStream {
         if self.next >= end || partition.is_warm(self.next) {
             return;
         }
-        let Some(memory) = self.core.fetch_memory.take_spare(self.max_bytes) else {
+        let (from, max_bytes) = (self.next, self.most());
+        let Some(memory) = self.core.fetch_memory.take_spare(max_bytes) else {
             return;
         };
         let partition = partition.clone();
-        let (from, max_bytes) = (self.next, self.max_bytes);
         let read = async move { read_below(&partition, from, max_bytes, high_watermark).await };
         self.ahead = Some(ReadAhead {
             read: AbortOnDropHandle::new(tokio::spawn(read)),

@@ -3,6 +3,7 @@
 mod fetch;
 mod offsets;
 mod produce;
+mod quotas;
 mod topics;
 
 use std::{
@@ -20,6 +21,7 @@ pub(crate) use fetch::FetchStream;
 pub use fetch::{Fetch, Fetched};
 pub use offsets::{EpochEnd, ListedOffset, OffsetQuery};
 pub use produce::{Payload, Prepared, Produce};
+pub(crate) use quotas::Quotas;
 pub use topics::{ClusterDescription, NodeDescription, PartitionDescription};
 
 use crate::{
@@ -58,6 +60,7 @@ pub(crate) struct Core {
     pub(crate) produce_memory: MemoryBudget,
     /// Bounds what consumers were sent and have not read yet.
     pub(crate) fetch_memory: MemoryBudget,
+    pub(crate) quotas: Quotas,
     /// Whether the cluster removed the node.
     pub(crate) removed: watch::Sender<bool>,
     /// Cancelled when the node stops.

@@ -96,7 +96,8 @@ impl Core {
 }
 
 impl Payload {
-    fn len(&self) -> usize {
+    /// Bytes of the batch.
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Encoded(bytes) | Self::Held(bytes) => bytes.len(),
             Self::Built(batch) => batch.bytes().len(),

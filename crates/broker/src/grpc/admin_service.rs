@@ -6,11 +6,12 @@ use quipu_model::{NodeId, Offset, PartitionId};
 use quipu_proto::{
     peer::v1::{DrainNode, Reassign, RemoveNode, change_request::Change},
     v1::{
-        AddPartitionsRequest, AddPartitionsResponse, AlterTopicConfigRequest,
-        AlterTopicConfigResponse, CreateTopicRequest, CreateTopicResponse, DeleteRecordsRequest,
-        DeleteRecordsResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeClusterRequest,
-        DescribeClusterResponse, DescribeTopicRequest, DescribeTopicResponse, DrainNodeRequest,
-        DrainNodeResponse, ListTopicsRequest, ListTopicsResponse, Node, NodeState,
+        AddPartitionsRequest, AddPartitionsResponse, AlterQuotaRequest, AlterQuotaResponse,
+        AlterTopicConfigRequest, AlterTopicConfigResponse, CreateTopicRequest, CreateTopicResponse,
+        DeleteRecordsRequest, DeleteRecordsResponse, DeleteTopicRequest, DeleteTopicResponse,
+        DescribeClusterRequest, DescribeClusterResponse, DescribeTopicRequest,
+        DescribeTopicResponse, DrainNodeRequest, DrainNodeResponse, ListQuotasRequest,
+        ListQuotasResponse, ListTopicsRequest, ListTopicsResponse, Node, NodeState,
         PartitionDescription, ReassignPartitionRequest, ReassignPartitionResponse,
         RemoveNodeRequest, RemoveNodeResponse, Topic, TransferLeaderRequest,
         TransferLeaderResponse, admin_server::Admin, delete_records_request::Before,
@@ -199,5 +200,22 @@ impl Admin for AdminService {
         let remove = Change::RemoveNode(RemoveNode { node_id });
         self.core.controller()?.change_here(remove).await?;
         Ok(Response::new(RemoveNodeResponse {}))
+    }
+
+    async fn alter_quota(
+        &self,
+        request: Request<AlterQuotaRequest>,
+    ) -> Result<Response<AlterQuotaResponse>, Status> {
+        let controller = self.core.controller()?;
+        let quota = controller.alter_quota(request.into_inner()).await?;
+        Ok(Response::new(AlterQuotaResponse { quota: Some(quota) }))
+    }
+
+    async fn list_quotas(
+        &self,
+        _request: Request<ListQuotasRequest>,
+    ) -> Result<Response<ListQuotasResponse>, Status> {
+        let quotas = self.core.metadata.image().quotas.list();
+        Ok(Response::new(ListQuotasResponse { quotas }))
     }
 }

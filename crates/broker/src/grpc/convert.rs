@@ -113,9 +113,15 @@ fn batch_of(records: &[v1::PlainRecord], now: TimestampMs) -> Result<RecordBatch
     Ok(builder.build()?)
 }
 
-/// The answer to a produce request.
+/// How long to wait, as answers say it. Waits are bounded far below what fits.
+pub(super) fn throttle_ms(wait: Duration) -> u32 {
+    wait.as_millis() as u32
+}
+
+/// The answer to a produce request, after which the client is to wait.
 pub(super) fn produce_response(
     correlation_id: u64,
+    throttle: Duration,
     result: Result<Appended, BrokerError>,
 ) -> v1::ProduceResponse {
     match result {
@@ -124,24 +130,26 @@ pub(super) fn produce_response(
             error: None,
             base_offset: appended.base_offset.map(|offset| offset.get()),
             duplicate: appended.duplicate,
+            throttle_time_ms: throttle_ms(throttle),
         },
         Err(error) => v1::ProduceResponse {
             correlation_id,
             error: Some(error.into()),
             base_offset: None,
             duplicate: false,
+            throttle_time_ms: throttle_ms(throttle),
         },
     }
 }
 
-impl From<Fetched> for v1::FetchResponse {
-    fn from(fetched: Fetched) -> Self {
-        Self {
-            error: None,
-            batches: fetched.batches,
-            high_watermark: fetched.high_watermark.get(),
-            log_start_offset: fetched.log_start.get(),
-        }
+/// The answer to a fetch request, after which the client is to wait.
+pub(super) fn fetch_response(fetched: Fetched, throttle: Duration) -> v1::FetchResponse {
+    v1::FetchResponse {
+        error: None,
+        batches: fetched.batches,
+        high_watermark: fetched.high_watermark.get(),
+        log_start_offset: fetched.log_start.get(),
+        throttle_time_ms: throttle_ms(throttle),
     }
 }
 

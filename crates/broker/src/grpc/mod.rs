@@ -5,6 +5,7 @@ mod connections;
 mod convert;
 mod errors;
 mod groups_service;
+mod hold;
 mod log_service;
 mod produce_stream;
 mod server;

@@ -6,12 +6,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use quipu_model::PartitionKey;
 use quipu_proto::v1::{ProduceRequest, ProduceResponse};
 use quipu_replication::Appended;
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
@@ -19,6 +21,7 @@ use super::convert;
 use crate::{
     core::{Core, Prepared},
     error::BrokerError,
+    metadata::Traffic,
 };
 
 /// The most requests of one stream in flight.
@@ -29,7 +32,11 @@ const MOST_BYTES: usize = 16 << 20;
 /// Reads requests, proposes each in order, and answers as they are acknowledged.
 pub(super) struct ProduceStream<R = Streaming<ProduceRequest>> {
     core: Arc<Core>,
+    /// Whose quota it takes from.
+    client: Arc<str>,
     requests: R,
+    /// While the client is past its quota: no more requests are read.
+    hold: Option<Pin<Box<Sleep>>>,
     in_flight: InFlight,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     reading: Reading,
@@ -49,11 +56,13 @@ impl<R> fmt::Debug for ProduceStream<R> {
 }
 
 impl<R: Stream<Item = Result<ProduceRequest, Status>> + Unpin> ProduceStream<R> {
-    pub(super) fn new(core: Arc<Core>, requests: R) -> Self {
+    pub(super) fn new(core: Arc<Core>, client: Arc<str>, requests: R) -> Self {
         Self {
             stop: Box::pin(core.stop.clone().cancelled_owned()),
             core,
+            client,
             requests,
+            hold: None,
             in_flight: InFlight::default(),
             reading: Reading::On,
         }
@@ -66,7 +75,7 @@ impl<R: Stream<Item = Result<ProduceRequest, Status>> + Unpin> ProduceStream<R> 
                 self.reading = Reading::Ended(Some(status));
                 return;
             }
-            if self.in_flight.is_full() {
+            if self.in_flight.is_full() || self.is_held(cx) {
                 return;
             }
             match self.requests.poll_next_unpin(cx) {
@@ -78,14 +87,35 @@ impl<R: Stream<Item = Result<ProduceRequest, Status>> + Unpin> ProduceStream<R> 
         }
     }
 
+    fn is_held(&mut self, cx: &mut Context<'_>) -> bool {
+        let held = self.hold.as_mut();
+        if held.is_some_and(|hold| hold.poll_unpin(cx).is_pending()) {
+            return true;
+        }
+        self.hold = None;
+        false
+    }
+
     fn begin(&mut self, request: ProduceRequest, cx: &mut Context<'_>) {
         let (correlation_id, topic, fields) = convert::take_apart(request);
-        let prepared = convert::produce(&topic, fields, self.core.clock.now())
-            .and_then(|produce| self.core.prepare(produce));
+        let mut throttle = Duration::ZERO;
+        let prepared =
+            convert::produce(&topic, fields, self.core.clock.now()).and_then(|produce| {
+                let (quotas, bytes) = (&self.core.quotas, produce.payload.len());
+                throttle = quotas.charge(&self.client, Traffic::Produce, bytes);
+                self.core.prepare(produce)
+            });
+        if !throttle.is_zero() {
+            self.hold = Some(Box::pin(sleep(throttle)));
+        }
+        let answer = Answer {
+            correlation_id,
+            throttle,
+        };
         match prepared {
-            Ok(prepared) => self.in_flight.begin(correlation_id, prepared, cx),
+            Ok(prepared) => self.in_flight.begin(answer, prepared, cx),
             Err(error) => {
-                let response = convert::produce_response(correlation_id, Err(error));
+                let response = answer.of(Err(error));
                 self.in_flight.ready.push_back(response);
             }
         }
@@ -133,10 +163,23 @@ struct Place {
     number: u64,
 }
 
+/// What an answer says beside the result.
+#[derive(Clone, Copy)]
+struct Answer {
+    correlation_id: u64,
+    throttle: Duration,
+}
+
+impl Answer {
+    fn of(self, result: Result<Appended, BrokerError>) -> ProduceResponse {
+        convert::produce_response(self.correlation_id, self.throttle, result)
+    }
+}
+
 /// A request that waits for its answer, or for those before it in its partition.
 struct Waiting {
     number: u64,
-    correlation_id: u64,
+    answer: Answer,
     response: Option<ProduceResponse>,
 }
 
@@ -162,7 +205,7 @@ impl InFlight {
     }
 
     /// Polls the append once, so that it takes its place behind those before it, and keeps it.
-    fn begin(&mut self, correlation_id: u64, prepared: Prepared, cx: &mut Context<'_>) {
+    fn begin(&mut self, answer: Answer, prepared: Prepared, cx: &mut Context<'_>) {
         let place = Place {
             key: prepared.key(),
             number: self.next_number,
@@ -173,7 +216,7 @@ impl InFlight {
         self.bytes += size;
         self.lanes.entry(place.key).or_default().push_back(Waiting {
             number: place.number,
-            correlation_id,
+            answer,
             response: None,
         });
         let mut append: Running = Box::pin(async move { (place, size, prepared.append().await) });
@@ -198,7 +241,7 @@ impl InFlight {
         // Numbers rise along a lane, and its first is nearly always the one.
         if let Ok(at) = lane.binary_search_by_key(&place.number, |waiting| waiting.number) {
             let waiting = &mut lane[at];
-            waiting.response = Some(convert::produce_response(waiting.correlation_id, result));
+            waiting.response = Some(waiting.answer.of(result));
         }
         while let Some(response) = lane.front_mut().and_then(|first| first.response.take()) {
             lane.pop_front();

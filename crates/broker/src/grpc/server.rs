@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tonic::{Request, Status, service::interceptor::InterceptedService};
 
 use super::{
-    admin_service::AdminService, connections, groups_service::GroupsService,
+    admin_service::AdminService, connections, groups_service::GroupsService, hold::Hold,
     log_service::LogService,
 };
 use crate::{
@@ -64,6 +64,10 @@ pub(crate) async fn serve(server: Server) -> Result<(), ServeError> {
     })
     .max_decoding_message_size(MESSAGE_BYTES)
     .max_encoding_message_size(MESSAGE_BYTES);
+    let log = Hold {
+        core: Arc::clone(&core),
+        service: log,
+    };
     let admin = AdminServer::new(AdminService {
         core: Arc::clone(&core),
     })

@@ -4,9 +4,12 @@
 use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
 
 use quipu_model::{LeaderEpoch, NodeId, Offset, ProducerId, TopicName};
-use quipu_proto::peer::v1::{
-    AddPartitions, AlterTopic, ChangeRequest, ChangeResponse, CreateTopic, DeleteTopic,
-    ReserveProducerIds, change_request::Change,
+use quipu_proto::{
+    peer::v1::{
+        AddPartitions, AlterTopic, ChangeRequest, ChangeResponse, CreateTopic, DeleteTopic,
+        ReserveProducerIds, change_request::Change,
+    },
+    v1::{AlterQuotaRequest, Quota},
 };
 use quipu_replication::{Leadership, Partition};
 use quipu_storage::io::Clock;
@@ -152,6 +155,13 @@ impl Controller {
         self.change_here(Change::DeleteTopic(delete)).await?;
         tracing::info!(name, "topic deleted");
         Ok(())
+    }
+
+    /// Changes a client's quota, or the default, and answers with what it is then.
+    pub(crate) async fn alter_quota(&self, alter: AlterQuotaRequest) -> Result<Quota, BrokerError> {
+        let client_id = alter.client_id.clone();
+        self.change_here(Change::AlterQuota(alter)).await?;
+        Ok(self.metadata.image().quotas.quota(client_id.as_deref()))
     }
 
     /// A producer id that was never handed out before, nor ever will be again.

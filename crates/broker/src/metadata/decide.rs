@@ -47,6 +47,7 @@ pub(super) fn decide(image: &MetadataImage, change: Change) -> Decided {
         Change::DrainNode(drain) => drain_node(image, NodeId::new(drain.node_id)),
         Change::RemoveNode(remove) => remove_node(image, NodeId::new(remove.node_id)),
         Change::CreateOffsetsTopic(_) => create_offsets_topic(image),
+        Change::AlterQuota(alter) => Ok(image.quotas.decide(alter)?.into_iter().collect()),
     }
 }
 

@@ -16,7 +16,10 @@ use quipu_proto::internal::v1::{
 };
 use uuid::Uuid;
 
-use super::assignment::{self, Assignment};
+use super::{
+    assignment::{self, Assignment},
+    quotas::ClientQuotas,
+};
 
 /// A topic as the cluster knows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,6 +86,7 @@ pub(crate) struct MetadataImage {
     pub(crate) removed_nodes: BTreeSet<NodeId>,
     /// The first producer id that no block holds yet.
     pub(crate) next_producer_id: i64,
+    pub(crate) quotas: Arc<ClientQuotas>,
     by_name: HashMap<TopicName, Arc<Topic>>,
     by_id: HashMap<TopicId, Arc<Topic>>,
 }
@@ -157,6 +161,7 @@ impl MetadataImage {
             nodes: HashMap::new(),
             removed_nodes: BTreeSet::new(),
             next_producer_id: 0,
+            quotas: Arc::default(),
             by_name: HashMap::from([(topic.name.clone(), Arc::clone(&topic))]),
             by_id: HashMap::from([(topic.id, topic)]),
         }
@@ -203,6 +208,10 @@ impl MetadataImage {
             Record::ReassignmentDone(done) => self.end_reassignment(&done),
             Record::NodeDraining(node) => self.drain_node(NodeId::new(node.node_id)),
             Record::NodeRemoved(node) => self.remove_node(NodeId::new(node.node_id)),
+            Record::ClientQuotaChanged(changed) => {
+                Arc::make_mut(&mut self.quotas).apply(changed);
+                Ok(())
+            }
         }
     }
 

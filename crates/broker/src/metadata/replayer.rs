@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::{
     image::{ImageError, MetadataImage},
+    quotas::{Rate, Traffic},
     records::{self, DecodeError},
 };
 
@@ -30,7 +31,7 @@ impl Metadata {
     }
 
     #[cfg(test)]
-    pub(super) fn of(image: MetadataImage) -> Self {
+    pub(crate) fn of(image: MetadataImage) -> Self {
         Self {
             image: ArcSwap::from_pointee(image),
             applied: watch::Sender::new(Offset::ZERO),
@@ -40,6 +41,11 @@ impl Metadata {
     /// The newest image.
     pub(crate) fn image(&self) -> Arc<MetadataImage> {
         self.image.load_full()
+    }
+
+    /// The rate to which a client is held, if it is.
+    pub(crate) fn rate(&self, client: &str, traffic: Traffic) -> Option<Rate> {
+        self.image.load().quotas.rate(client, traffic)
     }
 
     /// The offset after the last record in the image. The image is at least as new as what is read here.

@@ -22,7 +22,6 @@ pub(super) async fn run(args: &ConsumeArgs, client: &Client, group: &str) -> Res
     };
     let mut consumer = client.group_consumer(GroupConfig {
         start: start(args.from),
-        client_id: "quipu consume".to_owned(),
         ..GroupConfig::new(group, args.topic.as_str())
     })?;
     let read = read(args, client, group, &mut consumer, ends).await;

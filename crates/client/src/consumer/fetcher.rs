@@ -1,6 +1,6 @@
 //! The task that reads one partition: one fetch stream after the other, each from where the last one got to.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use quipu_model::{Offset, RecordBatch, batch::split_batches};
@@ -135,7 +135,7 @@ impl Fetcher {
         let channel = self.channel(&address)?;
         let mut client = log_client(Channel::clone(&channel));
         let mut stream = tokio::select! {
-            stream = client.fetch_stream(request) => stream.map_err(failed)?.into_inner(),
+            stream = client.fetch_stream(self.cluster.named(request)) => stream.map_err(failed)?.into_inner(),
             led = self.newer_leader(&address) => return Err(Error::replaced(&address, led.address)),
             () = batches.closed() => return Ok(Ended::Finished),
         };
@@ -151,6 +151,7 @@ impl Fetcher {
                     None => Ended::Closed,
                 });
             };
+            let throttle = Duration::from_millis(message.throttle_time_ms.into());
             let fetched = self.take(message)?;
             if !fetched.is_empty() {
                 let fetched = Ok(Fetched::Batches(fetched));
@@ -160,6 +161,12 @@ impl Fetcher {
             }
             if self.is_finished() {
                 return Ok(Ended::Finished);
+            }
+            // Past its quota: the next message is not asked for before, from whatever broker.
+            tokio::select! {
+                () = sleep(throttle), if !throttle.is_zero() => {}
+                () = batches.closed(), if !throttle.is_zero() => return Ok(Ended::Finished),
+                else => {}
             }
         }
     }

@@ -69,7 +69,7 @@ pub struct GroupConfig {
     /// Where it is given, a member that starts anew within the session timeout gets what it had, and closing gives nothing away.
     /// No two members that run may have the same.
     pub instance_id: Option<String>,
-    /// For people.
+    /// What others are told of the member. What the [client](crate::ClientConfig) calls itself.
     pub client_id: String,
     /// Where the member stands.
     pub rack: String,

@@ -379,7 +379,10 @@ impl Driver {
             member_id: member.id,
             epoch: member.epoch,
             instance_id: config.instance_id.clone().unwrap_or_default(),
-            client_id: config.client_id.clone(),
+            client_id: match &*config.client_id {
+                "" => self.progress.cluster().client_id().to_owned(),
+                own => own.to_owned(),
+            },
             rack: config.rack.clone(),
             topics: config.topics.clone(),
             pattern: config.pattern.clone().unwrap_or_default(),

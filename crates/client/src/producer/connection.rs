@@ -1,12 +1,18 @@
 //! One produce stream to one node.
 
+use std::sync::Arc;
+
 use quipu_proto::v1::{ProduceRequest, ProduceResponse};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 
 use super::sender::Event;
-use crate::{Result, cluster::log_client, error::Error};
+use crate::{
+    Result,
+    cluster::{Cluster, log_client},
+    error::Error,
+};
 
 /// A stream that requests go into; what comes out of it, its end included, is told as [`Event`]s. Dropping it ends the
 /// stream without a word.
@@ -21,6 +27,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn open(
+        cluster: Arc<Cluster>,
         channel: Channel,
         address: Box<str>,
         generation: u64,
@@ -32,7 +39,7 @@ impl Connection {
                 // Nobody listens any more: the producer is gone.
                 let _ = events.send(Event::Response(response));
             };
-            let error = match exchange(channel, &address, outgoing, respond).await {
+            let error = match exchange(&cluster, channel, &address, outgoing, respond).await {
                 Ok(()) => Error::unreachable(format_args!("{address} ended the produce stream")),
                 Err(error) => error,
             };
@@ -62,6 +69,7 @@ impl Drop for Connection {
 }
 
 async fn exchange(
+    cluster: &Cluster,
     channel: Channel,
     address: &str,
     requests: mpsc::UnboundedReceiver<ProduceRequest>,
@@ -69,6 +77,7 @@ async fn exchange(
 ) -> Result<()> {
     let failed = |status: tonic::Status| Error::from_status(address, &status);
     let requests = UnboundedReceiverStream::new(requests);
+    let requests = cluster.named(requests);
     let answer = log_client(channel).produce_stream(requests).await;
     let mut responses = answer.map_err(failed)?.into_inner();
     while let Some(response) = responses.message().await.map_err(failed)? {

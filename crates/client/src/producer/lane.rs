@@ -54,6 +54,8 @@ pub(super) struct Lane {
     moved: Option<Option<Box<str>>>,
     /// What is known of the leader must be newer than this.
     pub(super) leader_not_before: Option<Instant>,
+    /// The client is past its quota with the leader: nothing is sent before then.
+    held_until: Option<Instant>,
     /// When the sender's timer is set for this lane.
     pub(super) armed: Option<Instant>,
     identity: Option<Identity>,
@@ -111,6 +113,7 @@ impl Lane {
             search: None,
             moved: None,
             leader_not_before: None,
+            held_until: None,
             armed: None,
             identity,
             next_sequence: Sequence::new(0),
@@ -153,7 +156,8 @@ impl Lane {
     ) -> Option<RecordBatch> {
         let config = &accumulator.config;
         let in_flight = self.in_flight();
-        if self.phase != Phase::Flowing || in_flight >= self.allowed(config) {
+        let held = self.held_until.is_some_and(|until| now < until);
+        if self.phase != Phase::Flowing || held || in_flight >= self.allowed(config) {
             return None;
         }
         while self.queue.len() == in_flight {
@@ -172,12 +176,22 @@ impl Lane {
     }
 
     /// How many batches may be in flight. After a failure the first one goes alone: if it fails again, those behind it
-    /// would have been sent in vain.
+    /// would have been sent in vain. Where the leader held the client back, those behind the first would wait there unread.
     fn allowed(&self, config: &ProducerConfig) -> usize {
-        match self.attempt {
-            0 => config.max_in_flight,
+        match (self.attempt, self.held_until) {
+            (0, None) => config.max_in_flight,
             _ => 1,
         }
+    }
+
+    /// Sends nothing before then.
+    pub(super) fn hold_back(&mut self, until: Instant) {
+        self.held_until = self.held_until.max(Some(until));
+    }
+
+    /// The leader asks for no wait any more.
+    pub(super) fn flow_freely(&mut self, now: Instant) {
+        self.held_until = self.held_until.filter(|until| *until > now);
     }
 
     /// While the lane flows, what is in flight stands at the front.
@@ -298,6 +312,7 @@ impl Lane {
             entry.flight = None;
         }
         self.leader = None;
+        self.held_until = None;
         self.leader_not_before = Some(now);
         self.phase = Phase::Draining;
         self.last_error = Some(error.clone());
@@ -326,6 +341,7 @@ impl Lane {
         }
         self.search = None;
         self.silent_since = None;
+        self.held_until = None;
         self.moved = None;
         self.epoch = led.epoch;
         self.attempt = self.attempt.max(1);
@@ -469,6 +485,9 @@ impl Lane {
         let expiry = oldest.map(|at| at + config.delivery_timeout);
         let phase = match self.phase {
             Phase::Waiting(until) if oldest.is_some() && until > now => Some(until),
+            Phase::Flowing if self.held_until.is_some_and(|until| until > now) => {
+                self.held_until.filter(|_| oldest.is_some())
+            }
             Phase::Flowing if self.in_flight() < self.allowed(config) => waiting
                 .filter(|(_, lingers)| *lingers)
                 .map(|(at, _)| at + config.linger),

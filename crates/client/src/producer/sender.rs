@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use quipu_model::Offset;
@@ -240,6 +241,11 @@ impl Sender {
         let Some(lane) = self.lanes.get_mut(&index) else {
             return;
         };
+        let throttle = Duration::from_millis(response.throttle_time_ms.into());
+        let throttled = lane.leader.clone().filter(|_| !throttle.is_zero());
+        if throttled.is_none() {
+            lane.flow_freely(Instant::now());
+        }
         match response.error {
             None => {
                 let base = response.base_offset.map(Offset::new);
@@ -257,7 +263,18 @@ impl Sender {
                 );
             }
         }
+        if let Some(broker) = throttled {
+            self.hold_back(&broker, Instant::now() + throttle);
+        }
         self.drive(index);
+    }
+
+    /// Sends nothing more to a broker before then: the client is past its quota there.
+    fn hold_back(&mut self, broker: &str, until: Instant) {
+        let lanes = self.lanes.values_mut();
+        for lane in lanes.filter(|lane| lane.leader.as_deref() == Some(broker)) {
+            lane.hold_back(until);
+        }
     }
 
     /// Gives a connection up: everything in flight through it goes back to its lane.
@@ -430,7 +447,9 @@ impl Sender {
             let channel = self.cluster.dial(address)?;
             self.generations += 1;
             let events = self.events.clone();
-            let connection = Connection::open(channel, address.into(), self.generations, events);
+            let cluster = Arc::clone(&self.cluster);
+            let generation = self.generations;
+            let connection = Connection::open(cluster, channel, address.into(), generation, events);
             self.connections.insert(address.into(), connection);
         }
         self.connections

@@ -118,4 +118,18 @@ impl Admin for Services {
     ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
+
+    async fn alter_quota(
+        &self,
+        _: Request<v1::AlterQuotaRequest>,
+    ) -> Result<Response<v1::AlterQuotaResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn list_quotas(
+        &self,
+        _: Request<v1::ListQuotasRequest>,
+    ) -> Result<Response<v1::ListQuotasResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
 }

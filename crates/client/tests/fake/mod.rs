@@ -17,7 +17,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -57,6 +57,8 @@ pub enum Fate {
     Served,
     /// It is answered as a broker answers, so much later.
     Delayed(Duration),
+    /// It is answered as a broker answers, which asks for a wait.
+    Throttled(Duration),
     /// It is refused, and not stored.
     Refused(ErrorReason, bool),
     /// The stream breaks before it is stored.
@@ -83,6 +85,8 @@ pub struct Broker {
     silent: AtomicBool,
     late: Mutex<Vec<ProduceRequest>>,
     requests: AtomicU64,
+    /// For how many milliseconds readers are told to wait.
+    throttle_fetches: AtomicU32,
     down: AtomicBool,
     end: Arc<watch::Sender<u64>>,
     connections: mpsc::Sender<io::Result<DuplexStream>>,
@@ -152,6 +156,7 @@ impl Broker {
             silent: AtomicBool::new(false),
             late: Mutex::default(),
             requests: AtomicU64::new(0),
+            throttle_fetches: AtomicU32::new(0),
             down: AtomicBool::new(false),
             end,
             connections,
@@ -226,6 +231,11 @@ impl Broker {
         Endpoint::from_static("http://fake").connect_with_connector_lazy(connector)
     }
 
+    /// From now on readers are told with each message to wait.
+    pub fn throttle_fetches(&self, milliseconds: u32) {
+        self.throttle_fetches.store(milliseconds, Ordering::Relaxed);
+    }
+
     /// Whether connections are refused from now on.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::Relaxed);
@@ -298,7 +308,7 @@ impl Broker {
                     correlation_id: request.correlation_id,
                     base_offset: Some(base),
                     duplicate,
-                    error: None,
+                    ..ProduceResponse::default()
                 }
             }
             Err(reason) => refusal(request, reason, false),
@@ -314,6 +324,13 @@ impl Broker {
             Fate::Delayed(wait) => {
                 tokio::time::sleep(wait).await;
                 Some(Some(self.append(&request)))
+            }
+            Fate::Throttled(wait) => {
+                let throttle_time_ms = wait.as_millis() as u32;
+                Some(Some(ProduceResponse {
+                    throttle_time_ms,
+                    ..self.append(&request)
+                }))
             }
             Fate::Refused(reason, retryable) => Some(Some(refusal(&request, reason, retryable))),
             Fate::LostBefore => None,
@@ -496,6 +513,7 @@ impl Log for Services {
                         request.offset = next;
                         FetchResponse {
                             batches,
+                            throttle_time_ms: broker.throttle_fetches.load(Ordering::Relaxed),
                             ..FetchResponse::default()
                         }
                     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use quipu_broker::{
     BrokerError,
-    front::{Fetch, Fetched},
+    front::{Fetch, Fetched, Traffic},
 };
 use quipu_model::{Offset, PartitionId};
 use tokio::time::{Instant, timeout_at};
@@ -64,7 +64,8 @@ pub(crate) async fn fetch(
     };
     let most = usize::try_from(request.max_bytes)
         .unwrap_or(0)
-        .min(MOST_BYTES);
+        .min(MOST_BYTES)
+        .min(client.front.most_to_fetch(&client.name.lock()));
     let least = usize::try_from(request.min_bytes).unwrap_or(0).min(most);
     let plan = match version {
         SESSIONS_FROM.. => client.sessions.lock().plan(&request),
@@ -88,6 +89,7 @@ pub(crate) async fn fetch(
     let had = read_until(client, &wanted, least, most, deadline).await;
     let bytes = had.iter().map(Had::len).sum();
     let response = FetchResponse {
+        throttle_time_ms: client.charge(Traffic::Fetch, bytes),
         session_id,
         node_endpoints: node_endpoints(client, &had),
         responses: responses(&mut client.sessions.lock(), wanted, had, incremental),

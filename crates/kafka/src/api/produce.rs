@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::future::join_all;
 use quipu_broker::{
     BrokerError, Reason,
-    front::{Acks, Appended, Payload, Produce},
+    front::{Acks, Appended, Payload, Produce, Traffic},
 };
 
 use super::{metadata::endpoints, name_of, partition};
@@ -52,6 +53,7 @@ pub(crate) async fn produce(
         timeout: timeout.map(Duration::from_millis),
         version,
     };
+    let throttle_time_ms = client.charge(Traffic::Produce, bytes_of(&request));
     let topics = request.topic_data.into_iter();
     let responses = join_all(topics.map(|topic| produce_to(client, topic, wanted))).await;
     if request.acks == 0 {
@@ -80,8 +82,16 @@ pub(crate) async fn produce(
     Outcome::Response(ProduceResponse {
         responses,
         node_endpoints,
-        ..ProduceResponse::default()
+        throttle_time_ms,
     })
+}
+
+/// Bytes of all batches.
+fn bytes_of(request: &ProduceRequest) -> usize {
+    let topics = request.topic_data.iter();
+    let batches = topics.flat_map(|topic| &topic.partition_data);
+    let sizes = batches.map(|data| data.records.as_ref().map_or(0, Bytes::len));
+    sizes.sum()
 }
 
 fn node_endpoints(client: &Arc<Client>) -> Vec<NodeEndpoint> {

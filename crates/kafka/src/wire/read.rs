@@ -76,6 +76,7 @@ impl Reader {
         i16 try_get_i16
         i32 try_get_i32
         i64 try_get_i64
+        f64 try_get_f64
     }
 
     pub(crate) fn bool(&mut self) -> Result<bool, DecodeError> {

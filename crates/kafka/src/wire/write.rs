@@ -31,6 +31,7 @@ impl Writer {
         i16 put_i16
         i32 put_i32
         i64 put_i64
+        f64 put_f64
     }
 
     pub(crate) fn bool(&mut self, value: bool) {
