@@ -75,14 +75,14 @@ mod tests {
         );
         let sound = [a1.clone(), b1.clone(), a2.clone()];
         assert!(found(&[&sound]).is_empty());
-        assert!(found(&[&[a1.clone(), a2.clone()], &[b1.clone()]]).is_empty());
+        assert!(found(&[&[a1.clone(), a2.clone()], std::slice::from_ref(&b1)]).is_empty());
 
         let says = |partitions: &[&[Order]], what: &str| {
             let found = found(partitions);
             assert!(found.len() == 1 && found[0].starts_with(what), "{found:?}");
         };
         says(&[&sound[..2]], "never published");
-        says(&[&sound, &[b1.clone()]], "published again");
+        says(&[&sound, std::slice::from_ref(&b1)], "published again");
         says(&[&[a2.clone(), a1.clone(), b1.clone()]], "out of order");
         says(
             &[&sound, &[order(4, "bert", 2)]],
