@@ -99,11 +99,13 @@ impl Moved {
     }
 
     async fn append(&self, leader: Vote) -> AppendOutcome {
+        let mut entries = self.old_entries();
+        entries.retain(|entry| entry.id.term <= leader.term);
         let parts = AppendParts {
             leader,
             previous: None,
             committed: None,
-            entries: self.old_entries(),
+            entries,
         };
         let request = AppendRequest::from_parts(parts).unwrap();
         let requests = futures::stream::iter([request]).boxed();
