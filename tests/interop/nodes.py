@@ -50,7 +50,7 @@ class Node:
 
     def is_ready(self):
         if self.process.poll() is not None:
-            raise SystemExit("the node ended: " + (self.data / "log").read_text()[-2000:])
+            raise AssertionError("the node ended: " + (self.data / "log").read_text()[-2000:])
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{self.http}/readyz", timeout=1)
             return True
