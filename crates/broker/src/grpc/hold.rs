@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -65,11 +65,24 @@ impl From<MemoryPermit> for AnswerMemory {
     }
 }
 
-/// An answer's body, with what it takes of the node's memory.
+/// Bytes of an answer, with what the answer takes of the node's memory: the connection lets go of them when they are sent, which
+/// may be long after it has asked for the last of the body.
+struct HeldBytes {
+    bytes: Bytes,
+    _memory: AnswerMemory,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// An answer's body whose bytes hold their memory.
 #[derive(Debug)]
 struct Holding {
     body: Body,
-    _memory: AnswerMemory,
+    memory: AnswerMemory,
 }
 
 impl http_body::Body for Holding {
@@ -80,7 +93,14 @@ impl http_body::Body for Holding {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let hold = |bytes| {
+            Bytes::from_owner(HeldBytes {
+                bytes,
+                _memory: self.memory.clone(),
+            })
+        };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(hold))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -95,7 +115,7 @@ impl http_body::Body for Holding {
 fn hold_memory(mut response: Response<Body>) -> Response<Body> {
     match response.extensions_mut().remove::<AnswerMemory>() {
         None => response,
-        Some(_memory) => response.map(|body| Body::new(Holding { body, _memory })),
+        Some(memory) => response.map(|body| Body::new(Holding { body, memory })),
     }
 }
 
