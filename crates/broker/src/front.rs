@@ -14,8 +14,10 @@ pub use crate::{
         PartitionDescription, Payload, Prepared, Produce,
     },
     groups::{
-        ClassicDescription, ClassicJoin, ClassicMember, ClassicMemberView, ClassicSync, Committed,
-        Committer, GroupError, GroupId, Joined, JoinedMember, Listing, MemberId, Protocol, Synced,
+        Assignment as GroupAssignment, Assignor, ClassicDescription, ClassicJoin, ClassicMember,
+        ClassicMemberView, ClassicSync, Committed, Committer, ConsumerHeartbeat, Description,
+        GroupError, GroupId, HeartbeatAnswer, Joined, JoinedMember, Listing, MemberId, MemberView,
+        Protocol, Spec, Synced,
     },
     memory::MemoryPermit,
     metadata::{Assignment, NewTopic, Topic, Traffic},

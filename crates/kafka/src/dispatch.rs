@@ -43,6 +43,11 @@ impl Client {
         }
     }
 
+    /// Where it connects from, as Kafka shows it.
+    pub(crate) fn host(&self) -> Box<str> {
+        format!("/{}", self.peer.ip()).into()
+    }
+
     /// Notes what it calls itself. The name is copied: it is lent from a frame, which may be large.
     fn call(&self, name: &Text) {
         let mut known = self.name.lock();
@@ -165,7 +170,11 @@ macro_rules! requests {
             /// Does what is asked for.
             pub(crate) async fn handle(self, client: &Arc<Client>) -> Reply {
                 let version = self.version;
-                if let Body::JoinGroup(_) | Body::Produce(_) | Body::Fetch(_) = self.body {
+                if let Body::JoinGroup(_)
+                | Body::ConsumerGroupHeartbeat(_)
+                | Body::Produce(_)
+                | Body::Fetch(_) = self.body
+                {
                     client.call(&self.client_id.unwrap_or_default());
                 }
                 match self.body {
@@ -213,6 +222,8 @@ requests! {
     DescribeGroups describe_groups_request::DescribeGroupsRequest describe_groups_response::DescribeGroupsResponse api::group_admin::describe_groups,
     ListGroups list_groups_request::ListGroupsRequest list_groups_response::ListGroupsResponse api::group_admin::list_groups,
     DeleteGroups delete_groups_request::DeleteGroupsRequest delete_groups_response::DeleteGroupsResponse api::group_admin::delete_groups,
+    ConsumerGroupHeartbeat consumer_group_heartbeat_request::ConsumerGroupHeartbeatRequest consumer_group_heartbeat_response::ConsumerGroupHeartbeatResponse api::consumer_groups::consumer_group_heartbeat,
+    ConsumerGroupDescribe consumer_group_describe_request::ConsumerGroupDescribeRequest consumer_group_describe_response::ConsumerGroupDescribeResponse api::consumer_groups::consumer_group_describe,
     InitProducerId init_producer_id_request::InitProducerIdRequest init_producer_id_response::InitProducerIdResponse api::produce::init_producer_id,
     CreateTopics create_topics_request::CreateTopicsRequest create_topics_response::CreateTopicsResponse api::topics::create_topics,
     DeleteTopics delete_topics_request::DeleteTopicsRequest delete_topics_response::DeleteTopicsResponse api::topics::delete_topics,

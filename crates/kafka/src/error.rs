@@ -60,8 +60,11 @@ pub(crate) enum ErrorCode {
     InvalidRecord = 87,
     UnknownTopicId = 100,
     FencedMemberEpoch = 110,
+    UnreleasedInstanceId = 111,
+    UnsupportedAssignor = 112,
     StaleMemberEpoch = 113,
     UnsupportedEndpointType = 115,
+    InvalidRegularExpression = 128,
 }
 
 impl ErrorCode {
@@ -122,6 +125,10 @@ impl From<&GroupError> for ErrorCode {
             | GroupError::UnknownInstance(_) => Self::UnknownMemberId,
             GroupError::Replaced(_) | GroupError::FencedInstance(_) => Self::FencedInstanceId,
             GroupError::StaleEpoch { .. } | GroupError::NotOwned(_) => Self::StaleMemberEpoch,
+            GroupError::OtherEpoch { .. } => Self::FencedMemberEpoch,
+            GroupError::UnreleasedInstance(_) => Self::UnreleasedInstanceId,
+            GroupError::Pattern(_) => Self::InvalidRegularExpression,
+            GroupError::UnknownAssignor(_) => Self::UnsupportedAssignor,
             GroupError::Full { .. } => Self::GroupMaxSizeReached,
             GroupError::OtherKind(_) | GroupError::OtherProtocol => Self::InconsistentGroupProtocol,
             GroupError::MemberIdRequired(_) => Self::MemberIdRequired,
@@ -143,6 +150,16 @@ impl From<&GroupFailure> for ErrorCode {
 }
 
 impl ErrorCode {
+    /// Of a refusal of offsets: who names another epoch than its own learns the right one by its heartbeat, and comes again.
+    pub(crate) fn of_offsets(failure: &GroupFailure) -> Self {
+        match failure {
+            // Who is no member does not commit for those that are.
+            GroupFailure::Refused(GroupError::HasMembers(_)) => Self::UnknownMemberId,
+            GroupFailure::Refused(GroupError::OtherEpoch { .. }) => Self::StaleMemberEpoch,
+            failure => failure.into(),
+        }
+    }
+
     /// Of a failure to reach a group's coordinator: clients look for it anew, or come again.
     pub(crate) fn of_coordinator(error: &BrokerError) -> Self {
         match error.reason {

@@ -43,6 +43,7 @@ use crate::{
     },
 };
 
+mod consumer_groups;
 mod limits;
 
 const METADATA_VERSION: i16 = 8;

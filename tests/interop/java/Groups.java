@@ -3,6 +3,7 @@ import static java.util.stream.Collectors.toSet;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Collections;
+import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -14,6 +15,7 @@ import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.CooperativeStickyAssignor;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.consumer.RangeAssignor;
+import org.apache.kafka.clients.consumer.SubscriptionPattern;
 import org.apache.kafka.common.TopicPartition;
 
 /** What members of a group see. */
@@ -45,13 +47,18 @@ final class Groups {
         public void run() {
             Map<String, Object> config = Main.consumer();
             config.put("group.id", group);
-            config.put("partition.assignment.strategy", RangeAssignor.class.getName());
+            if (!options.containsKey("group.protocol")) {
+                config.put("partition.assignment.strategy", RangeAssignor.class.getName());
+            }
             config.putAll(options);
             try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(config)) {
-                if (topic.startsWith("^")) {
-                    consumer.subscribe(Pattern.compile(topic));
-                } else {
+                if (!topic.startsWith("^")) {
                     consumer.subscribe(List.of(topic));
+                } else if (options.containsKey("group.protocol")) {
+                    // Matched by the broker.
+                    consumer.subscribe(new SubscriptionPattern(topic));
+                } else {
+                    consumer.subscribe(Pattern.compile(topic));
                 }
                 while (!ends) {
                     for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(200))) {
@@ -128,16 +135,21 @@ final class Groups {
     }
 
     private final Admin admin;
+    private final Map<String, Object> settings;
 
-    Groups(Admin admin) {
+    /** Groups whose members have these settings. */
+    Groups(Admin admin, Map<String, Object> settings) {
         this.admin = admin;
+        this.settings = settings;
     }
 
-    private static Member member(String group, String topic, Map<String, Object> options) {
-        return new Member(group, topic, options);
+    private Member member(String group, String topic, Map<String, Object> options) {
+        Map<String, Object> all = new HashMap<>(settings);
+        all.putAll(options);
+        return new Member(group, topic, all);
     }
 
-    private static Member member(String group, String topic) {
+    private Member member(String group, String topic) {
         return member(group, topic, Map.of());
     }
 

@@ -239,7 +239,7 @@ public final class Main {
             ADMIN.deleteTopics(List.of(topic)).all().get();
             Features.require(!ADMIN.listTopics().names().get().contains(topic), "it is still there");
         });
-        Groups groups = new Groups(ADMIN);
+        Groups groups = new Groups(ADMIN, Map.of());
         Features.check("group shares partitions", groups::shares);
         Features.check("group commits and resumes", groups::resumes);
         Features.check("group, cooperative", groups::takesOverOneByOne);
@@ -249,6 +249,11 @@ public final class Main {
         Features.check("group with gRPC", groups::withGrpc);
         Features.check("written here, read over gRPC", Both::writtenHere);
         Features.check("written over gRPC, read here", Both::writtenOverGrpc);
+        Groups newProtocol = new Groups(ADMIN, Map.of("group.protocol", "consumer"));
+        Features.check("new group protocol: shares partitions", newProtocol::shares);
+        Features.check("new group protocol: commits and resumes", newProtocol::resumes);
+        Features.check("new group protocol: static member", newProtocol::staticMember);
+        Features.check("new group protocol: regex", newProtocol::byPattern);
         ADMIN.close();
     }
 }

@@ -174,14 +174,17 @@ def delete_topic():
 class Member:
     """A member of a group."""
 
-    def __init__(self, group, name, instance=None, cooperative=False):
+    def __init__(self, group, name, instance=None, cooperative=False, new_protocol=False):
         config = {
             "bootstrap.servers": BOOTSTRAP,
             "group.id": group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            "partition.assignment.strategy": "cooperative-sticky" if cooperative else "range,roundrobin",
         }
+        if new_protocol:
+            config["group.protocol"] = "consumer"
+        else:
+            config["partition.assignment.strategy"] = "cooperative-sticky" if cooperative else "range,roundrobin"
         self.consumer = Consumer({**config, "group.instance.id": instance} if instance else config)
         self.consumer.subscribe([name])
 
@@ -246,6 +249,7 @@ check("delete records", delete_records)
 check("delete topic", delete_topic)
 check("1,000 partitions", thousand_partitions)
 check_groups(new_topic, produce, Member, list_and_delete)
+check_groups(new_topic, produce, Member, list_and_delete, new_protocol=True)
 
 
 def write_full(name, codec, records):

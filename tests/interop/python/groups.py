@@ -1,7 +1,7 @@
 """What members of a group see, whatever client they use.
 
 A client is opened by a function that is given the group, the topic and options (`instance`: it is a static member; `cooperative`:
-it takes over partitions one by one); a topic that begins with ^ is a pattern. It has poll() -> [(partition, offset)], assigned() -> partitions, commit() and close().
+it takes over partitions one by one; `new_protocol`: the coordinator assigns them); a topic that begins with ^ is a pattern. It has poll() -> [(partition, offset)], assigned() -> partitions, commit() and close().
 """
 
 import json
@@ -75,12 +75,14 @@ def quipu(*arguments, lines=""):
     return subprocess.run(command, input=lines, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def check_groups(new_topic, produce, opens, list_and_delete, static=True, cooperative=True):
+def check_groups(new_topic, produce, opens, list_and_delete, static=True, cooperative=True, new_protocol=False):
     """`list_and_delete` is given a group without members: it lists, describes and deletes it by what the client has for that."""
+
+    protocol = {"new_protocol": True} if new_protocol else {}
 
     def new(**options):
         name, group = new_topic("group", PARTITIONS), topic("g")
-        return name, group, lambda **more: Member(opens, group, name, **options, **more)
+        return name, group, lambda **more: Member(opens, group, name, **protocol, **options, **more)
 
     def shares():
         _, _, member = new()
@@ -124,7 +126,7 @@ def check_groups(new_topic, produce, opens, list_and_delete, static=True, cooper
         stem = topic("stem")
         for name, count in [(f"{stem}-a", 5), (f"{stem}-b", 7), ("other", 3)]:
             produce(new_topic(name, 1), [{"value": b"a"}] * count)
-        member = Member(opens, topic("g"), f"^{stem}.*")
+        member = Member(opens, topic("g"), f"^{stem}.*", **protocol)
         eventually(lambda: len(member.looked().records) >= 12, "not all was read")
         time.sleep(1)
         member.end()
@@ -171,6 +173,12 @@ def check_groups(new_topic, produce, opens, list_and_delete, static=True, cooper
         eventually(lambda: len(again.looked().records) == 40, "not all was read again")
         again.end()
 
+    if new_protocol:
+        check("new group protocol: shares partitions", shares)
+        check("new group protocol: commits and resumes", resumes)
+        check("new group protocol: static member", static_member)
+        check("new group protocol: regex", by_pattern)
+        return
     check("group shares partitions", shares)
     check("group commits and resumes", resumes)
     check("group, cooperative", takes_over_one_by_one)

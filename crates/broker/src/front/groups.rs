@@ -7,7 +7,8 @@ use crate::{
     error::{BrokerError, Reason},
     groups::{
         ClassicDescription, ClassicJoin, ClassicMember, ClassicSync, Commit, Committed, Committer,
-        GroupError, GroupId, Joined, Listing, MemberId, Reply, Synced,
+        ConsumerHeartbeat, Description, GroupError, GroupId, HeartbeatAnswer, Joined, Listing,
+        MemberId, Reply, Synced,
     },
 };
 
@@ -109,6 +110,43 @@ impl Front {
         Ok(leaving.await??)
     }
 
+    /// A member that comes by heartbeats joins a group whose partitions the coordinator assigns, or gives a sign of life.
+    ///
+    /// # Errors
+    /// Where it wants what is not given, is not known any more, or this node does not coordinate the group.
+    pub async fn beat_group(
+        &self,
+        group: GroupId,
+        beat: ConsumerHeartbeat,
+    ) -> Result<HeartbeatAnswer, GroupFailure> {
+        let beating = self
+            .core
+            .at_coordinator(group, move |groups, group, now, effects| {
+                groups.beat(now, group, &beat, effects)
+            });
+        Ok(beating.await??)
+    }
+
+    /// A member that comes by heartbeats leaves. Where it comes back, what it owns is kept for its instance.
+    ///
+    /// # Errors
+    /// Where it is not known, or this node does not coordinate the group.
+    pub async fn depart_group(
+        &self,
+        group: GroupId,
+        member: MemberId,
+        instance: Option<Box<str>>,
+        comes_back: bool,
+    ) -> Result<(), GroupFailure> {
+        let departing = self
+            .core
+            .at_coordinator(group, move |groups, group, now, effects| {
+                let member = (&member, instance.as_deref());
+                groups.depart(now, group, member, comes_back, effects)
+            });
+        Ok(departing.await??)
+    }
+
     /// Stores offsets. Answers with those that were refused.
     ///
     /// # Errors
@@ -127,19 +165,24 @@ impl Front {
         Ok(committing.await??)
     }
 
-    /// The offsets stored for these partitions, or for all. Those that are not stored are left out.
+    /// The offsets stored for these partitions, or for all. Those that are not stored are left out. A member that asks may say so, and
+    /// in which epoch.
     ///
     /// # Errors
-    /// Where this node does not coordinate the group.
+    /// Where the member is not known or the epoch not its own, or this node does not coordinate the group.
     pub async fn fetch_offsets(
         &self,
         group: GroupId,
+        member: Option<(MemberId, u64)>,
         partitions: Option<Vec<PartitionKey>>,
-    ) -> Result<Vec<(PartitionKey, Committed)>, BrokerError> {
+    ) -> Result<Vec<(PartitionKey, Committed)>, GroupFailure> {
         let fetching = self.core.at_coordinator(group, move |groups, group, _, _| {
-            groups.fetch(group, partitions.as_deref())
+            if let Some((member, epoch)) = member {
+                groups.check_epoch(group, &member, epoch)?;
+            }
+            Ok::<_, GroupError>(groups.fetch(group, partitions.as_deref()))
         });
-        fetching.await
+        Ok(fetching.await??)
     }
 
     /// Forgets offsets of a group without members.
@@ -178,6 +221,17 @@ impl Front {
     /// Where it has too much to do.
     pub async fn list_groups(&self) -> Result<(Vec<Listing>, bool), BrokerError> {
         self.core.list_groups().await
+    }
+
+    /// All about a group, whatever its kind.
+    ///
+    /// # Errors
+    /// Where there is none, or this node does not coordinate it.
+    pub async fn describe_any_group(&self, group: GroupId) -> Result<Description, GroupFailure> {
+        let describing = self
+            .core
+            .at_coordinator(group, |groups, group, _, _| groups.describe(group));
+        Ok(describing.await??)
     }
 
     /// All about a classic group; one of which there are only offsets is one without members.

@@ -105,11 +105,11 @@ pub struct Listing {
 
 /// All about a group but its offsets.
 #[derive(Clone, Debug)]
-pub(crate) struct Description {
-    pub(crate) listing: Listing,
-    pub(crate) epoch: u64,
-    pub(crate) assignor: String,
-    pub(crate) members: Vec<MemberView>,
+pub struct Description {
+    pub listing: Listing,
+    pub epoch: u64,
+    pub assignor: String,
+    pub members: Vec<MemberView>,
 }
 
 /// The groups of one partition.
@@ -153,7 +153,7 @@ impl Coordinator {
                     self.drop_void(&group);
                     return;
                 };
-                self.replay_members(&group, |known| {
+                self.change_members(&group, |known| {
                     known.epoch = value.epoch;
                     known.empty_since = value.empty_since;
                     known.members.replay_kind(value.kind, value.epoch);
@@ -173,7 +173,7 @@ impl Coordinator {
                 value: None,
             } => {
                 if self.groups.contains_key(&group) {
-                    self.replay_members(&group, |known| match &mut known.members {
+                    self.change_members(&group, |known| match &mut known.members {
                         Members::None => {}
                         Members::Consumer(members) => members.replay_member(member, None),
                         Members::Classic(members) => members.replay_member(member, None),
@@ -184,7 +184,7 @@ impl Coordinator {
                 group,
                 member,
                 value,
-            } => self.replay_members(&group, |known| {
+            } => self.change_members(&group, |known| {
                 let kind = StoredGroupKind::ConsumerKind;
                 known.members.replay_kind(kind, known.epoch);
                 if let Members::Consumer(members) = &mut known.members {
@@ -195,7 +195,7 @@ impl Coordinator {
                 group,
                 member,
                 value,
-            } => self.replay_members(&group, |known| {
+            } => self.change_members(&group, |known| {
                 let kind = StoredGroupKind::ClassicKind;
                 known.members.replay_kind(kind, known.epoch);
                 if let Members::Classic(members) = &mut known.members {
@@ -205,13 +205,14 @@ impl Coordinator {
         }
     }
 
-    /// Takes in something that was stored of a group's members.
-    fn replay_members(&mut self, group: &GroupId, event: impl FnOnce(&mut Group)) {
+    /// Changes a group's members, whatever they are.
+    fn change_members<T>(&mut self, group: &GroupId, change: impl FnOnce(&mut Group) -> T) -> T {
         let known = self.group(group);
         let before = known.members.bytes();
-        event(known);
+        let changed = change(known);
         let after = known.members.bytes();
         self.bytes = (self.bytes + after).saturating_sub(before);
+        changed
     }
 
     /// Begins after the last of what was stored before.
@@ -295,7 +296,7 @@ impl Coordinator {
             return Err(GroupError::UnknownMember(join.member));
         }
         self.check_room(group)?;
-        self.group(group).consumer(group)?;
+        self.change_members(group, |known| known.be_consumer(group))?;
         self.consumer_event(now, group, effects, |members, scene| {
             members.join(scene, join)
         })
@@ -545,6 +546,7 @@ impl Coordinator {
 
 mod classic;
 mod group;
+mod heartbeat;
 mod offsets;
 #[cfg(test)]
 mod tests;

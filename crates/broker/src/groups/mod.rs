@@ -22,11 +22,21 @@ use quipu_proto::peer::v1::{CreateOffsetsTopic, change_request::Change};
 use quipu_storage::io::Clock;
 use tokio::{sync::watch, time::Instant};
 
-pub(crate) use self::{
+pub use self::{
     assign::Assignor,
+    classic::{
+        ClassicDescription, ClassicJoin, ClassicMember, ClassicMemberView, ClassicSync, Joined,
+        JoinedMember, Protocol, Synced,
+    },
+    consumer::{Assignment, ConsumerHeartbeat, HeartbeatAnswer, MemberView, Spec},
+    coordinator::{Committer, Description, Listing},
+    names::{GroupError, GroupId, MemberId},
+    offsets::Committed,
+};
+pub(crate) use self::{
     classic::Reply,
-    consumer::{Assignment, Join, MemberView, Spec},
-    coordinator::{Commit, Coordinator, Description, Effects, Limits, Notice},
+    consumer::Join,
+    coordinator::{Commit, Coordinator, Effects, Limits, Notice},
     names::Moment,
     shard::{Session, not_coordinator},
 };
@@ -34,15 +44,6 @@ use self::{
     classic::Ticket,
     shard::{Server, Shard},
     topics::TopicsView,
-};
-pub use self::{
-    classic::{
-        ClassicDescription, ClassicJoin, ClassicMember, ClassicMemberView, ClassicSync, Joined,
-        JoinedMember, Protocol, Synced,
-    },
-    coordinator::{Committer, Listing},
-    names::{GroupError, GroupId, MemberId},
-    offsets::Committed,
 };
 use crate::{
     core::Core,

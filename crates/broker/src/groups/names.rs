@@ -88,6 +88,8 @@ pub enum GroupError {
     Replaced(MemberId),
     #[error("what comes from epoch {given} is refused: the member has the partition since {since}")]
     StaleEpoch { given: u64, since: u64 },
+    #[error("epoch {given} is not the member's, which is {known}")]
+    OtherEpoch { given: u64, known: u64 },
     #[error("partition {0} is not the member's")]
     NotOwned(PartitionKey),
     #[error("{what}: {most} are as many as a coordinator keeps")]
@@ -102,6 +104,12 @@ pub enum GroupError {
     UnknownInstance(Box<str>),
     #[error("another member has the instance id {0:?} by now")]
     FencedInstance(Box<str>),
+    #[error("another member has the instance id {0:?}: it must leave first, or time out")]
+    UnreleasedInstance(Box<str>),
+    #[error("{0}")]
+    Pattern(String),
+    #[error("assignor {0:?} is unknown: give uniform, rack or range")]
+    UnknownAssignor(String),
     #[error("generation {given} is over: the member must join again")]
     StaleGeneration { given: i32 },
     #[error("the members of the group are joining anew, and so must this one")]
@@ -122,6 +130,8 @@ impl From<GroupError> for BrokerError {
     fn from(error: GroupError) -> Self {
         let reason = match &error {
             GroupError::Invalid(_)
+            | GroupError::Pattern(_)
+            | GroupError::UnknownAssignor(_)
             | GroupError::SessionTimeout { .. }
             | GroupError::MetadataTooLong { .. } => Reason::InvalidRequest,
             GroupError::UnknownGroup(_) => Reason::UnknownGroup,
@@ -132,7 +142,9 @@ impl From<GroupError> for BrokerError {
             | GroupError::UnknownInstance(_) => Reason::UnknownMember,
             GroupError::Replaced(_)
             | GroupError::StaleEpoch { .. }
+            | GroupError::OtherEpoch { .. }
             | GroupError::FencedInstance(_)
+            | GroupError::UnreleasedInstance(_)
             | GroupError::StaleGeneration { .. } => Reason::MemberFenced,
             GroupError::NotOwned(_) => Reason::PartitionNotOwned,
             GroupError::Full { .. } => Reason::GroupLimit,

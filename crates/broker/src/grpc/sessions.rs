@@ -223,6 +223,7 @@ fn spec(join: JoinGroup) -> Result<Spec, BrokerError> {
     Ok(Spec {
         instance: some(join.instance_id),
         client: join.client_id.into(),
+        client_host: "".into(),
         rack: join.rack.into(),
         topics: join.topics.into_iter().map(Into::into).collect(),
         pattern: some(join.pattern),

@@ -126,7 +126,7 @@ pub(crate) async fn list_groups(
 }
 
 /// A group's state as Kafka names it.
-fn state(listing: &Listing) -> &'static str {
+pub(super) fn state(listing: &Listing) -> &'static str {
     match listing.state {
         "EMPTY" => "Empty",
         "STABLE" => "Stable",

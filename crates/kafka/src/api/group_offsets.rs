@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use quipu_broker::front::{Committed, Committer, GroupError, GroupFailure};
+use quipu_broker::front::{Committed, Committer, MemberId};
 use quipu_model::{LeaderEpoch, Offset, PartitionKey, TimestampMs, TopicId};
 
 use super::{
@@ -136,12 +136,10 @@ async fn commit(
         Ok(refused) => {
             let refused = refused.iter();
             Ok(refused
-                .map(|(key, error)| (*key, ErrorCode::from(error)))
+                .map(|(key, error)| (*key, ErrorCode::of_offsets(&error.clone().into())))
                 .collect())
         }
-        // Who is no member does not commit for those that are.
-        Err(GroupFailure::Refused(GroupError::HasMembers(_))) => Err(ErrorCode::UnknownMemberId),
-        Err(failure) => Err(ErrorCode::from(&failure)),
+        Err(failure) => Err(ErrorCode::of_offsets(&failure)),
     }
 }
 
@@ -167,14 +165,13 @@ pub(crate) async fn offset_fetch(
             });
             topics.collect()
         });
-        return only_group(
-            fetch(client, &request.group_id, topics, version).await,
-            version,
-        );
+        let fetched = fetch(client, &request.group_id, Ok(None), topics, version);
+        return only_group(fetched.await, version);
     }
     let mut groups = Vec::with_capacity(request.groups.len());
     for asked in request.groups {
-        let (topics, error) = fetch(client, &asked.group_id, asked.topics, version).await;
+        let member = asking(asked.member_id.as_deref(), asked.member_epoch);
+        let (topics, error) = fetch(client, &asked.group_id, member, asked.topics, version).await;
         let topics = match error {
             ErrorCode::None => topics,
             _ => Vec::new(),
@@ -240,10 +237,22 @@ fn topic_response(topic: Fetched) -> OffsetFetchResponseTopics {
     }
 }
 
+/// The member that asks, and its epoch, where it says so.
+fn asking(id: Option<&str>, epoch: i32) -> Result<Option<(MemberId, u64)>, ErrorCode> {
+    let id = id.unwrap_or_default();
+    if id.is_empty() && epoch < 0 {
+        return Ok(None);
+    }
+    let id = MemberId::new(id).map_err(|_| ErrorCode::UnknownMemberId)?;
+    let epoch = u64::try_from(epoch).map_err(|_| ErrorCode::StaleMemberEpoch)?;
+    Ok(Some((id, epoch)))
+}
+
 /// A group's offsets of what is asked for, or all; each has the error, if there is one.
 async fn fetch(
     client: &Client,
     group_id: &str,
+    member: Result<Option<(MemberId, u64)>, ErrorCode>,
     asked: Option<Vec<OffsetFetchRequestTopics>>,
     version: i16,
 ) -> (Vec<Fetched>, ErrorCode) {
@@ -257,10 +266,10 @@ async fn fetch(
         named.collect()
     });
     let keys = topics.as_ref().map(|topics| keys(client, topics));
-    let fetched = match group(group_id) {
-        Ok(group) => {
-            let fetched = client.front.fetch_offsets(group, keys).await;
-            fetched.map_err(|error| ErrorCode::of_coordinator(&error))
+    let fetched = match group(group_id).and_then(|group| Ok((group, member?))) {
+        Ok((group, member)) => {
+            let fetched = client.front.fetch_offsets(group, member, keys).await;
+            fetched.map_err(|failure| ErrorCode::of_offsets(&failure))
         }
         Err(error) => Err(error),
     };

@@ -44,7 +44,7 @@ pub(super) fn group(name: &str) -> Result<GroupId, ErrorCode> {
 }
 
 /// A copy that does not keep the frame in memory that it came in.
-fn own(text: &Option<Text>) -> Option<Box<str>> {
+pub(super) fn own(text: &Option<Text>) -> Option<Box<str>> {
     text.as_deref().map(Box::from)
 }
 
@@ -130,7 +130,7 @@ fn wish(
         comes_again: version >= COMES_AGAIN_FROM,
         may_skip_assignment: version >= SKIPS_FROM,
         client: (&*name).into(),
-        client_host: format!("/{}", client.peer.ip()).into(),
+        client_host: client.host(),
         session_timeout,
         rebalance_timeout: match request.rebalance_timeout_ms {
             ..0 => session_timeout,

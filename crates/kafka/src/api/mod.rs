@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod configs;
+pub(crate) mod consumer_groups;
 pub(crate) mod coordinator;
 pub(crate) mod fetch;
 pub(crate) mod group_admin;

@@ -9,7 +9,9 @@ use crate::{
         Text,
         messages::{
             api_versions_request::ApiVersionsRequest,
-            api_versions_response::{ApiVersion, ApiVersionsResponse},
+            api_versions_response::{
+                ApiVersion, ApiVersionsResponse, FinalizedFeatureKey, SupportedFeatureKey,
+            },
             produce_request::ProduceRequest,
         },
     },
@@ -17,6 +19,9 @@ use crate::{
 
 /// Stands for a request that could not be read: no client has such a name.
 const IN_VAIN: &str = "\0";
+
+/// The feature by which a cluster says that the coordinator assigns a group's partitions, and its level.
+const GROUP_VERSION: (&str, i16) = ("group.version", 1);
 
 /// A request in a version that is not served.
 pub(crate) fn in_vain() -> ApiVersionsRequest {
@@ -53,6 +58,17 @@ pub(crate) async fn api_versions(
     ApiVersionsResponse {
         error_code: error.code(),
         api_keys: api_keys.collect(),
+        supported_features: vec![SupportedFeatureKey {
+            name: GROUP_VERSION.0.into(),
+            min_version: GROUP_VERSION.1,
+            max_version: GROUP_VERSION.1,
+        }],
+        finalized_features_epoch: 0,
+        finalized_features: vec![FinalizedFeatureKey {
+            name: GROUP_VERSION.0.into(),
+            max_version_level: GROUP_VERSION.1,
+            min_version_level: GROUP_VERSION.1,
+        }],
         ..ApiVersionsResponse::default()
     }
 }

@@ -19,6 +19,15 @@ type member struct {
 }
 
 func open(group, topic string, options scenarios.Options) (scenarios.Member, error) {
+	return openWith(group, topic, options)
+}
+
+// A member whose partitions the coordinator assigns.
+func openNewProtocol(group, topic string, options scenarios.Options) (scenarios.Member, error) {
+	return openWith(group, topic, options, kgo.ServerSideBalancer())
+}
+
+func openWith(group, topic string, options scenarios.Options, more ...kgo.Opt) (scenarios.Member, error) {
 	m := &member{has: map[int32]bool{}}
 	set := func(has bool) func(context.Context, *kgo.Client, map[string][]int32) {
 		return func(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
@@ -49,7 +58,7 @@ func open(group, topic string, options scenarios.Options) (scenarios.Member, err
 	if options.Instance != "" {
 		with = append(with, kgo.InstanceID(options.Instance))
 	}
-	made, err := kgo.NewClient(with...)
+	made, err := kgo.NewClient(append(with, more...)...)
 	m.client = made
 	return m, err
 }

@@ -298,6 +298,9 @@ func main() {
 		}
 		return same(topics.Has(name), false)
 	})
-	scenarios.Groups(forScenarios())
-	scenarios.Both(forScenarios())
+	client := forScenarios()
+	scenarios.Groups(client)
+	scenarios.Both(client)
+	client.Open = openNewProtocol
+	scenarios.NewProtocol(client)
 }

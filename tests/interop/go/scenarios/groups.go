@@ -217,26 +217,35 @@ func first(steps ...func() error) error {
 	return nil
 }
 
-// Groups tries all scenarios.
+func (c Client) scenario(feature string, run func(group, topic string) error) {
+	Report(feature, func() error {
+		topic, group := Topic("group"), Topic("g")
+		if err := c.NewTopic(topic, partitions); err != nil {
+			return err
+		}
+		return run(group, topic)
+	})
+}
+
+// NewProtocol tries scenarios of members whose partitions the coordinator assigns.
+func NewProtocol(c Client) {
+	c.scenario("new group protocol: shares partitions", c.shares)
+	c.scenario("new group protocol: commits and resumes", c.resumes)
+	c.scenario("new group protocol: static member", c.static)
+	Report("new group protocol: regex", c.byPattern)
+}
+
+// Groups tries all scenarios of the classic protocol.
 func Groups(c Client) {
-	scenario := func(feature string, run func(group, topic string) error) {
-		Report(feature, func() error {
-			topic, group := Topic("group"), Topic("g")
-			if err := c.NewTopic(topic, partitions); err != nil {
-				return err
-			}
-			return run(group, topic)
-		})
-	}
-	scenario("group shares partitions", c.shares)
-	scenario("group commits and resumes", c.resumes)
+	c.scenario("group shares partitions", c.shares)
+	c.scenario("group commits and resumes", c.resumes)
 	if c.NoCooperative == "" {
-		scenario("group, cooperative", c.takesOverOneByOne)
+		c.scenario("group, cooperative", c.takesOverOneByOne)
 	} else {
 		Say("group, cooperative", "skip", c.NoCooperative)
 	}
 	if c.NoStatic == "" {
-		scenario("group, static member", c.static)
+		c.scenario("group, static member", c.static)
 	} else {
 		Say("group, static member", "skip", c.NoStatic)
 	}
@@ -245,8 +254,8 @@ func Groups(c Client) {
 	} else {
 		Say("group, topics by pattern", "skip", c.NoPattern)
 	}
-	scenario("group seen by admin", c.seenByAdmin)
-	scenario("group with gRPC", c.withGRPC)
+	c.scenario("group seen by admin", c.seenByAdmin)
+	c.scenario("group with gRPC", c.withGRPC)
 }
 
 func (c Client) shares(group, topic string) error {

@@ -18,7 +18,7 @@ use super::{
 
 /// A way to assign partitions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Assignor {
+pub enum Assignor {
     /// As many to each, and as few as possible change hands.
     #[default]
     Uniform,
@@ -32,7 +32,8 @@ pub(crate) enum Assignor {
 impl Assignor {
     const ALL: [Self; 3] = [Self::Uniform, Self::Rack, Self::Range];
 
-    pub(crate) fn name(self) -> &'static str {
+    /// As members name it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Uniform => "uniform",
             Self::Rack => "rack",
@@ -53,10 +54,8 @@ impl FromStr for Assignor {
     fn from_str(name: &str) -> Result<Self, GroupError> {
         let known = Self::ALL.into_iter().find(|known| known.name() == name);
         known.ok_or_else(|| {
-            let name: String = name.chars().take(64).collect();
-            GroupError::Invalid(format!(
-                "assignor {name:?} is unknown: give uniform, rack or range"
-            ))
+            let name = name.chars().take(64).collect();
+            GroupError::UnknownAssignor(name)
         })
     }
 }

@@ -77,6 +77,7 @@ impl ClassicGroup {
                 spec: Spec {
                     instance: member.instance.clone(),
                     client: member.client.clone(),
+                    client_host: member.client_host.clone(),
                     rack: "".into(),
                     topics: subscribed.into_iter().collect(),
                     pattern: None,
@@ -89,6 +90,7 @@ impl ClassicGroup {
                     owned: owned.flatten().collect(),
                     revoking: Vec::new(),
                 },
+                target: Vec::new(),
             }
         };
         members.map(view).collect()

@@ -3,7 +3,13 @@
 //! Each member owns some partitions. When the members or the topics change, the coordinator works out who should own what, asks
 //! members to let go of what is to go to others, and gives each partition to its next owner when the one before has let go, has left or
 //! was timed out. Nobody else hears of it.
+//!
+//! A member either has a session, and is told things as they happen, or it comes by heartbeats, and is told in answer to them. Both
+//! can be in one group.
 
+mod balance;
+mod heartbeat;
+mod member;
 mod spec;
 mod stored;
 
@@ -14,9 +20,15 @@ use std::{
 
 use quipu_model::{PartitionKey, TopicId};
 
-pub(crate) use self::{spec::Spec, stored::StoredMember};
+pub(crate) use self::stored::StoredMember;
+use self::{balance::Changes, member::Member};
+pub use self::{
+    heartbeat::{ConsumerHeartbeat, HeartbeatAnswer},
+    member::{Assignment, MemberView},
+    spec::Spec,
+};
 use super::{
-    assign::{Assignor, Candidate, assign},
+    assign::Assignor,
     coordinator::{Effects, Notice},
     names::{GroupError, GroupId, MemberId, Moment},
     records::Stored,
@@ -32,79 +44,12 @@ pub(crate) struct Join {
     pub(crate) spec: Spec,
 }
 
-/// What a member owns.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub(crate) struct Assignment {
-    pub(crate) epoch: u64,
-    pub(crate) owned: Vec<PartitionKey>,
-    /// What of that it is to let go.
-    pub(crate) revoking: Vec<PartitionKey>,
-}
-
 /// What happens around an event.
 pub(super) struct Scene<'a> {
     pub(super) group: &'a GroupId,
     pub(super) now: Moment,
     pub(super) topics: &'a TopicsView,
     pub(super) effects: &'a mut Effects,
-}
-
-/// A partition that a member is to let go.
-#[derive(Clone, Copy, Debug)]
-struct Revocation {
-    /// When the member is timed out.
-    by: Duration,
-    /// The epoch in which it is told.
-    told: u64,
-}
-
-#[derive(Debug)]
-struct Member {
-    spec: Spec,
-    subscribed: BTreeSet<TopicId>,
-    /// Since which epoch it owns each partition.
-    owned: BTreeMap<PartitionKey, u64>,
-    revoking: BTreeMap<PartitionKey, Revocation>,
-    /// When it is timed out.
-    expires: Duration,
-    /// It is to be no member any more. Until it has heard of that, or has not been heard of for so long that it must know by
-    /// itself, it may go on with what it holds: so nobody else gets that before.
-    fenced: bool,
-}
-
-impl Member {
-    fn assignment(&self, epoch: u64) -> Assignment {
-        Assignment {
-            epoch,
-            owned: self.owned.keys().copied().collect(),
-            revoking: self.revoking.keys().copied().collect(),
-        }
-    }
-
-    fn deadline(&self) -> Duration {
-        if self.fenced {
-            return self.expires;
-        }
-        let revocations = self.revoking.values().map(|revocation| revocation.by);
-        revocations.fold(self.expires, Duration::min)
-    }
-}
-
-/// A member as it is shown.
-#[derive(Clone, Debug)]
-pub(crate) struct MemberView {
-    pub(crate) id: MemberId,
-    pub(crate) spec: Spec,
-    pub(crate) assignment: Assignment,
-}
-
-/// Which members an event changed.
-#[derive(Debug, Default)]
-struct Changes {
-    /// Those who are told what they own.
-    told: BTreeSet<MemberId>,
-    /// Those who own other partitions than before.
-    stored: BTreeSet<MemberId>,
 }
 
 /// The members of a group and what they own.
@@ -144,7 +89,7 @@ impl ConsumerGroup {
     }
 
     pub(super) fn state(&self) -> &'static str {
-        match self.members.values().any(|m| !m.revoking.is_empty()) {
+        match self.members.values().any(Member::is_behind) {
             _ if self.members.is_empty() => "EMPTY",
             true => "RECONCILING",
             false => "STABLE",
@@ -163,10 +108,15 @@ impl ConsumerGroup {
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = MemberView> {
-        self.members.iter().map(|(id, member)| MemberView {
+        let mut targets = HashMap::<_, Vec<_>>::new();
+        for (partition, id) in &self.target {
+            targets.entry(id).or_default().push(*partition);
+        }
+        self.members.iter().map(move |(id, member)| MemberView {
             id: id.clone(),
             spec: member.spec.clone(),
-            assignment: member.assignment(self.epoch),
+            assignment: member.assignment(member.heard.map_or(self.epoch, |heard| heard.epoch)),
+            target: targets.remove(id).unwrap_or_default(),
         })
     }
 
@@ -182,11 +132,8 @@ impl ConsumerGroup {
     /// Takes in what was stored of a member.
     pub(super) fn replay_member(&mut self, id: MemberId, stored: Option<StoredMember>) {
         self.forget(&id);
-        if let Some(StoredMember { spec, owned }) = stored {
-            for partition in owned.keys() {
-                self.owners.insert(*partition, id.clone());
-            }
-            self.add(id, spec, owned, Duration::ZERO);
+        if let Some(stored) = stored {
+            self.add(id, Member::replayed(stored));
         }
     }
 
@@ -198,7 +145,9 @@ impl ConsumerGroup {
     /// Begins after what was stored: all members have their whole time to be heard of.
     pub(super) fn begin(&mut self, scene: &mut Scene<'_>) {
         for member in self.members.values_mut() {
-            member.expires = scene.now.elapsed + member.spec.session_timeout;
+            member.begin(scene.now.elapsed);
+            // What it was told last is known, and not whether that was all.
+            member.news = self.epoch;
         }
         self.topics_changed(scene, &HashSet::new());
     }
@@ -213,35 +162,75 @@ impl ConsumerGroup {
             epoch,
             spec,
         } = join;
+        if spec.topics.is_empty() && spec.pattern.is_none() {
+            return Err(GroupError::Invalid(
+                "the member subscribes to nothing: name topics or give a pattern".to_owned(),
+            ));
+        }
         let subscribed = spec.resolve(scene.topics)?;
-        let fenced = self.members.get(&id).is_some_and(|member| member.fenced);
-        if fenced && epoch == 0 {
-            // It says itself that it holds nothing.
-            self.remove(scene, &id, None);
+        let known = self.members.get(&id);
+        if known.is_some_and(|member| member.heard.is_some()) {
+            return Err(GroupError::Invalid(format!(
+                "member {id} is one that comes by heartbeats"
+            )));
         }
-        let known = self.members.contains_key(&id);
-        if (epoch > 0 && (fenced || !known)) || epoch > self.epoch {
-            return Err(GroupError::UnknownMember(id));
-        }
+        let goes_on = known.is_some_and(|member| !member.fenced) && epoch <= self.epoch;
         let mut changes = Changes::default();
-        if !known {
-            self.admit(scene, &id, spec.clone(), &mut changes)?;
-        } else if epoch == 0 {
-            self.start_anew(&id, &mut changes);
+        match epoch {
+            0 => self.appear(scene, &id, &spec, &mut changes)?,
+            _ if goes_on => {}
+            _ => return Err(GroupError::UnknownMember(id)),
         }
-        let Some(member) = self.members.get_mut(&id) else {
-            return Err(GroupError::UnknownMember(id));
+        self.update(scene.now, &id, spec, subscribed, &mut changes);
+        changes.told.insert(id);
+        self.rebalance(scene, changes);
+        Ok(())
+    }
+
+    /// A member comes that says of itself that it holds nothing.
+    fn appear(
+        &mut self,
+        scene: &mut Scene<'_>,
+        id: &MemberId,
+        spec: &Spec,
+        changes: &mut Changes,
+    ) -> Result<(), GroupError> {
+        if self.members.get(id).is_some_and(|member| member.fenced) {
+            self.remove(scene, id, None);
+        }
+        match self.members.contains_key(id) {
+            true => self.start_anew(id, changes),
+            false => self.admit(scene, id, spec.clone(), changes)?,
+        }
+        Ok(())
+    }
+
+    /// Takes in what a member says of itself, and that it is heard of.
+    fn update(
+        &mut self,
+        now: Moment,
+        id: &MemberId,
+        spec: Spec,
+        subscribed: BTreeSet<TopicId>,
+        changes: &mut Changes,
+    ) {
+        let Some(member) = self.members.get_mut(id) else {
+            return;
         };
-        member.expires = scene.now.elapsed + spec.session_timeout;
+        member.expires = now.elapsed + spec.session_timeout;
         if member.spec != spec {
             changes.stored.insert(id.clone());
             self.bytes = (self.bytes + spec.size()).saturating_sub(member.spec.size());
             member.spec = spec;
         }
         member.subscribed = subscribed;
-        changes.told.insert(id);
-        self.rebalance(scene, changes);
-        Ok(())
+    }
+
+    /// The member with an instance id.
+    fn twin(&self, instance: &str) -> Option<&MemberId> {
+        let mut members = self.members.iter();
+        let twin = members.find(|(_, known)| known.spec.instance.as_deref() == Some(instance));
+        twin.map(|(id, _)| id)
     }
 
     /// Makes it a member: a new one, or in the place of one with the same instance id.
@@ -252,11 +241,8 @@ impl ConsumerGroup {
         spec: Spec,
         changes: &mut Changes,
     ) -> Result<(), GroupError> {
-        let twin = spec.instance.as_ref().and_then(|instance| {
-            let mut members = self.members.iter();
-            let twin = members.find(|(_, known)| known.spec.instance.as_ref() == Some(instance));
-            twin.map(|(id, _)| id.clone())
-        });
+        let twin = spec.instance.as_deref().and_then(|it| self.twin(it));
+        let twin = twin.cloned();
         let mut owned = BTreeMap::new();
         match twin {
             Some(twin) => {
@@ -275,10 +261,7 @@ impl ConsumerGroup {
         for since in owned.values_mut() {
             *since = self.epoch + 1;
         }
-        for partition in owned.keys() {
-            self.owners.insert(*partition, id.clone());
-        }
-        self.add(id.clone(), spec, owned, Duration::ZERO);
+        self.add(id.clone(), Member::new(spec, owned));
         changes.stored.insert(id.clone());
         Ok(())
     }
@@ -321,24 +304,15 @@ impl ConsumerGroup {
         partitions: &[PartitionKey],
     ) -> Result<(), GroupError> {
         self.heartbeat(scene.now, id)?;
-        let mut freed = Vec::new();
-        if let Some(member) = self.members.get_mut(id) {
-            for partition in partitions {
-                let revocation = member.revoking.get(partition);
-                // One that is late speaks of an earlier time that it was asked.
-                if revocation.is_some_and(|revocation| revocation.told <= epoch) {
-                    member.revoking.remove(partition);
-                    member.owned.remove(partition);
-                    self.owners.remove(partition);
-                    freed.push(*partition);
-                }
-            }
-        }
+        let revoking = self.members.get(id).map(|member| &member.revoking);
+        // One that is late speaks of an earlier time that it was asked.
+        let asked = |partition: &&PartitionKey| {
+            let revocation = revoking.and_then(|revoking| revoking.get(*partition));
+            revocation.is_some_and(|revocation| revocation.told <= epoch)
+        };
+        let freed: Vec<_> = partitions.iter().filter(asked).copied().collect();
         let mut changes = Changes::default();
-        if !freed.is_empty() {
-            changes.told.insert(id.clone());
-            changes.stored.insert(id.clone());
-        }
+        self.let_go(id, &freed, &mut changes);
         self.grant(&freed, &mut changes);
         self.settle(scene, changes);
         Ok(())
@@ -417,32 +391,32 @@ impl ConsumerGroup {
     ) -> Result<(), GroupError> {
         let member = self.members.get(id).filter(|member| !member.fenced);
         let member = member.ok_or_else(|| GroupError::UnknownMember(id.clone()))?;
+        let heard = member.heard.map(|heard| heard.epoch);
+        if let Some(known) = heard
+            && epoch > known
+        {
+            return Err(GroupError::OtherEpoch {
+                given: epoch,
+                known,
+            });
+        }
         match member.owned.get(&partition) {
             Some(since) if *since <= epoch => Ok(()),
             Some(since) => Err(GroupError::StaleEpoch {
                 given: epoch,
                 since: *since,
             }),
+            // Kafka's clients may store offsets of what nobody subscribes to.
+            None if heard == Some(epoch) && !self.has_owner(partition) => Ok(()),
             None => Err(GroupError::NotOwned(partition)),
         }
     }
 
-    fn add(
-        &mut self,
-        id: MemberId,
-        spec: Spec,
-        owned: BTreeMap<PartitionKey, u64>,
-        expires: Duration,
-    ) {
-        self.bytes += spec.size();
-        let member = Member {
-            spec,
-            subscribed: BTreeSet::new(),
-            owned,
-            revoking: BTreeMap::new(),
-            expires,
-            fenced: false,
-        };
+    fn add(&mut self, id: MemberId, member: Member) {
+        self.bytes += member.spec.size();
+        for partition in member.owned.keys() {
+            self.owners.insert(*partition, id.clone());
+        }
         self.members.insert(id, member);
     }
 
@@ -476,95 +450,6 @@ impl ConsumerGroup {
             scene.effects.notify(scene.group, id, notice);
         }
         Some(owned)
-    }
-
-    /// Works out who is to own what, and begins to bring it about.
-    fn rebalance(&mut self, scene: &mut Scene<'_>, mut changes: Changes) {
-        let candidates: Vec<_> = self
-            .members
-            .iter()
-            .filter(|(_, member)| !member.fenced)
-            .map(|(id, member)| Candidate {
-                id,
-                name: member.spec.instance.as_deref().unwrap_or(id.as_str()),
-                rack: &member.spec.rack,
-                subscribed: &member.subscribed,
-            })
-            .collect();
-        let owner = |partition| self.owners.get(&partition).cloned();
-        self.target = assign(self.assignor(), &candidates, scene.topics, owner);
-        self.revoke(scene, &mut changes);
-        let wanted: Vec<_> = self.target.keys().copied().collect();
-        self.grant(&wanted, &mut changes);
-        self.settle(scene, changes);
-    }
-
-    /// Asks members to let go of what is not to be theirs.
-    fn revoke(&mut self, scene: &Scene<'_>, changes: &mut Changes) {
-        let told = self.epoch + 1;
-        let members = self.members.iter_mut();
-        for (id, member) in members.filter(|(_, member)| !member.fenced) {
-            for partition in member.owned.keys() {
-                // One that is not known may be newer than what is known here.
-                let stays =
-                    self.target.get(partition) == Some(id) || !scene.topics.exists(partition.topic);
-                let asked = member.revoking.contains_key(partition);
-                if stays && asked {
-                    member.revoking.remove(partition);
-                } else if !stays && !asked {
-                    let by = scene.now.elapsed + member.spec.rebalance_timeout;
-                    member.revoking.insert(*partition, Revocation { by, told });
-                }
-                if stays == asked {
-                    changes.told.insert(id.clone());
-                }
-            }
-        }
-    }
-
-    /// Gives those of these partitions that nobody owns to who is to own them.
-    fn grant(&mut self, partitions: &[PartitionKey], changes: &mut Changes) {
-        let since = self.epoch + 1;
-        for partition in partitions {
-            let Some(id) = self.target.get(partition) else {
-                continue;
-            };
-            if self.owners.contains_key(partition) {
-                continue;
-            }
-            if let Some(member) = self.members.get_mut(id) {
-                member.owned.insert(*partition, since);
-                self.owners.insert(*partition, id.clone());
-                changes.told.insert(id.clone());
-                changes.stored.insert(id.clone());
-            }
-        }
-    }
-
-    /// Stores what changed and tells those whom it concerns.
-    fn settle(&mut self, scene: &mut Scene<'_>, changes: Changes) {
-        if changes.told.is_empty() && changes.stored.is_empty() {
-            return;
-        }
-        self.epoch += 1;
-        let members = changes.stored.iter();
-        let members = members.filter_map(|id| Some((id, self.members.get(id)?)));
-        for (id, member) in members {
-            scene.effects.records.push(Stored::Member {
-                group: scene.group.clone(),
-                member: id.clone(),
-                value: Some(StoredMember {
-                    spec: member.spec.clone(),
-                    owned: member.owned.clone(),
-                }),
-            });
-        }
-        for id in &changes.told {
-            if let Some(member) = self.members.get(id).filter(|member| !member.fenced) {
-                let notice = Notice::Assigned(member.assignment(self.epoch));
-                scene.effects.notify(scene.group, id, notice);
-            }
-        }
     }
 }
 

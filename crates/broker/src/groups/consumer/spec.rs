@@ -16,33 +16,52 @@ use crate::groups::{
 
 /// What a member says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Spec {
+pub struct Spec {
     /// Stays the same when the member starts anew: it then gets what it had. Nobody else of the group may use it.
-    pub(crate) instance: Option<Box<str>>,
+    pub instance: Option<Box<str>>,
     /// For people.
-    pub(crate) client: Box<str>,
+    pub client: Box<str>,
+    /// Where it connects from, for people; empty: not said.
+    pub client_host: Box<str>,
     /// Where it stands; empty: not said.
-    pub(crate) rack: Box<str>,
+    pub rack: Box<str>,
     /// The topics that it subscribes to, whether they exist yet or not.
-    pub(crate) topics: BTreeSet<Box<str>>,
+    pub topics: BTreeSet<Box<str>>,
     /// It also subscribes to every topic whose whole name this regular expression matches.
-    pub(crate) pattern: Option<Box<str>>,
-    pub(crate) assignor: Assignor,
+    pub pattern: Option<Box<str>>,
+    pub assignor: Assignor,
     /// A member that is not heard of for so long is timed out.
-    pub(crate) session_timeout: Duration,
+    pub session_timeout: Duration,
     /// So is one that does not let go of a partition for so long.
-    pub(crate) rebalance_timeout: Duration,
+    pub rebalance_timeout: Duration,
 }
 
 impl Spec {
     pub(crate) const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(15);
     pub(crate) const DEFAULT_REBALANCE_TIMEOUT: Duration = Duration::from_secs(300);
-    const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
-    const MOST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+    pub(super) const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
+    pub(super) const MOST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+    /// Of a member that comes by heartbeats.
+    const HEARTBEATS_SESSION_TIMEOUT: Duration = Duration::from_secs(45);
     const MOST_TOPICS: usize = 1000;
     const MOST_PATTERN_BYTES: usize = 1024;
     /// What a pattern may take in memory.
     const MOST_REGEX_BYTES: usize = 256 << 10;
+
+    /// Of a member that comes by heartbeats and has not said anything yet.
+    pub(super) fn of_heartbeats() -> Self {
+        Self {
+            instance: None,
+            client: "".into(),
+            client_host: "".into(),
+            rack: "".into(),
+            topics: BTreeSet::new(),
+            pattern: None,
+            assignor: Assignor::default(),
+            session_timeout: Self::HEARTBEATS_SESSION_TIMEOUT,
+            rebalance_timeout: Self::DEFAULT_REBALANCE_TIMEOUT,
+        }
+    }
 
     /// About what it takes in memory, in bytes.
     pub(super) fn size(&self) -> usize {
@@ -50,7 +69,8 @@ impl Spec {
         let texts =
             [&self.instance, &self.pattern].map(|text| text.as_ref().map_or(0, |t| t.len()));
         let texts: usize = texts.iter().sum();
-        1024 + topics.sum::<usize>() + texts + self.client.len() + self.rack.len()
+        let said = self.client.len() + self.client_host.len() + self.rack.len();
+        1024 + topics.sum::<usize>() + texts + said
     }
 
     /// How often the member is to give a sign of life.
@@ -121,11 +141,6 @@ impl Spec {
                 Self::MOST_TOPICS
             ));
         }
-        if self.topics.is_empty() && self.pattern.is_none() {
-            return invalid(
-                "the member subscribes to nothing: name topics or give a pattern".to_owned(),
-            );
-        }
         for topic in &self.topics {
             let name = TopicName::new(topic);
             let name = name.map_err(|error| GroupError::Invalid(error.to_string()))?;
@@ -139,7 +154,7 @@ impl Spec {
 
 fn compile(pattern: &str) -> Result<Regex, GroupError> {
     if pattern.len() > Spec::MOST_PATTERN_BYTES {
-        return Err(GroupError::Invalid(format!(
+        return Err(GroupError::Pattern(format!(
             "a pattern of {} bytes is refused: give at most {}",
             pattern.len(),
             Spec::MOST_PATTERN_BYTES
@@ -160,7 +175,7 @@ fn compile(pattern: &str) -> Result<Regex, GroupError> {
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ");
-            GroupError::Invalid(format!("pattern {pattern:?} is refused: {error}"))
+            GroupError::Pattern(format!("pattern {pattern:?} is refused: {error}"))
         })
 }
 
@@ -180,6 +195,7 @@ mod tests {
         Spec {
             instance: None,
             client: "".into(),
+            client_host: "".into(),
             rack: "".into(),
             topics: topics.iter().map(|topic| Box::from(*topic)).collect(),
             pattern: pattern.map(Box::from),
@@ -219,7 +235,6 @@ mod tests {
     #[test]
     fn what_is_not_given_is_refused() {
         let mut bad = vec![
-            spec(&[], None),
             spec(&["__cluster_metadata"], None),
             spec(&["a/b"], None),
             spec(&[], Some("(")),

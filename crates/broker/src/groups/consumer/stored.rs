@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use quipu_model::{PartitionId, PartitionKey, TopicId};
-use quipu_proto::internal::v1::{MemberValue, OwnedPartition, OwnedTopic};
+use quipu_proto::internal::v1::{HeartbeatMember, MemberValue, OwnedPartition, OwnedTopic};
 
-use super::Spec;
+use super::{Spec, member::Heard};
 use crate::groups::records::DecodeError;
 
 /// What is stored of a member.
@@ -14,6 +14,10 @@ pub(crate) struct StoredMember {
     pub(crate) spec: Spec,
     /// Since which epoch it owns each partition.
     pub(crate) owned: BTreeMap<PartitionKey, u64>,
+    /// In which epoch it was asked to let go of some of that.
+    pub(crate) revoking: BTreeMap<PartitionKey, u64>,
+    /// Of one that comes by heartbeats.
+    pub(crate) heard: Option<Heard>,
 }
 
 fn milliseconds(duration: Duration) -> u32 {
@@ -29,6 +33,7 @@ impl From<&StoredMember> for MemberValue {
             owned.entry(key.topic).or_default().push(OwnedPartition {
                 partition: key.partition.get(),
                 since: *since,
+                revoked: member.revoking.get(key).copied().unwrap_or_default(),
             });
         }
         let owned = owned.into_iter().map(|(topic, partitions)| OwnedTopic {
@@ -47,6 +52,12 @@ impl From<&StoredMember> for MemberValue {
             rebalance_timeout_ms: milliseconds(spec.rebalance_timeout),
             owned: owned.collect(),
             classic: None,
+            heartbeats: member.heard.map(|heard| HeartbeatMember {
+                client_host: spec.client_host.to_string(),
+                epoch: heard.epoch,
+                before: heard.before,
+                away: heard.away,
+            }),
         }
     }
 }
@@ -56,7 +67,7 @@ impl TryFrom<MemberValue> for StoredMember {
 
     fn try_from(value: MemberValue) -> Result<Self, DecodeError> {
         let some = |text: String| (!text.is_empty()).then(|| text.into_boxed_str());
-        let mut owned = BTreeMap::new();
+        let (mut owned, mut revoking) = (BTreeMap::new(), BTreeMap::new());
         for topic in value.owned {
             let id = <[u8; 16]>::try_from(&topic.topic_id[..]);
             let id = id.map_err(|_| DecodeError::Field("the topic's id"))?;
@@ -66,12 +77,27 @@ impl TryFrom<MemberValue> for StoredMember {
                     partition: PartitionId::new(found.partition),
                 };
                 owned.insert(key, found.since);
+                if found.revoked > 0 {
+                    revoking.insert(key, found.revoked);
+                }
             }
         }
+        let (client_host, heard) = match value.heartbeats {
+            None => (String::new(), None),
+            Some(member) => {
+                let heard = Heard {
+                    epoch: member.epoch,
+                    before: member.before,
+                    away: member.away,
+                };
+                (member.client_host, Some(heard))
+            }
+        };
         Ok(Self {
             spec: Spec {
                 instance: some(value.instance_id),
                 client: value.client_id.into(),
+                client_host: client_host.into(),
                 rack: value.rack.into(),
                 topics: value.topics.into_iter().map(Into::into).collect(),
                 pattern: some(value.pattern),
@@ -81,6 +107,8 @@ impl TryFrom<MemberValue> for StoredMember {
                 rebalance_timeout: Duration::from_millis(value.rebalance_timeout_ms.into()),
             },
             owned,
+            revoking,
+            heard,
         })
     }
 }

@@ -90,6 +90,7 @@ impl World {
         Spec {
             instance,
             client: "test".into(),
+            client_host: "".into(),
             rack: "".into(),
             topics: BTreeSet::new(),
             pattern: Some("t.*".into()),
@@ -318,6 +319,22 @@ fn one_joins_or_leaves_a_hundred_and_nobody_else_hears_of_it() {
     assert_eq!(told, 2);
     world.settle();
     world.check_balanced();
+}
+
+#[test]
+fn who_subscribes_to_nothing_is_refused() {
+    let mut world = World::new(&[2]);
+    let join = Join {
+        member: MemberId::new("m").unwrap(),
+        epoch: 0,
+        spec: Spec {
+            pattern: None,
+            ..World::spec(None)
+        },
+    };
+    let joined =
+        world.event(|coordinator, group, now, effects| coordinator.join(now, group, join, effects));
+    assert!(matches!(joined, Err(GroupError::Invalid(_))));
 }
 
 #[test]

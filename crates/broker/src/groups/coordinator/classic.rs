@@ -107,9 +107,8 @@ impl Coordinator {
     ) -> Result<(), GroupError> {
         match self.groups.get_mut(group).map(|group| &mut group.members) {
             Some(Members::Classic(members)) => members.check_commit(now, member),
-            Some(Members::Consumer(_)) => Err(GroupError::UnknownMember(member.id.clone())),
             // It gives a generation of a group that has none.
-            Some(Members::None) | None => Err(GroupError::StaleGeneration {
+            _ => Err(GroupError::StaleGeneration {
                 given: member.generation,
             }),
         }

@@ -89,16 +89,18 @@ impl Group {
         }
     }
 
+    /// Makes its members such whose partitions the coordinator assigns. One without members may have been anything.
+    ///
     /// # Errors
-    /// Where its members are of another kind.
-    pub(super) fn consumer(&mut self, group: &GroupId) -> Result<&mut ConsumerGroup, GroupError> {
-        let epoch = self.epoch;
-        if let Members::None = self.members {
-            self.members = Members::Consumer(ConsumerGroup::new(epoch));
-        }
-        match &mut self.members {
-            Members::Consumer(members) => Ok(members),
-            _ => Err(GroupError::OtherKind(group.clone())),
+    /// Where it has members of another kind.
+    pub(super) fn be_consumer(&mut self, group: &GroupId) -> Result<(), GroupError> {
+        match &self.members {
+            Members::Consumer(_) => Ok(()),
+            _ if self.has_members() => Err(GroupError::OtherKind(group.clone())),
+            _ => {
+                self.members = Members::Consumer(ConsumerGroup::new(self.epoch));
+                Ok(())
+            }
         }
     }
 

@@ -14,7 +14,8 @@ impl Coordinator {
         commit: Commit,
         effects: &mut Effects,
     ) -> Result<Vec<(PartitionKey, GroupError)>, GroupError> {
-        match &commit.committer {
+        let committer = self.committer(group, commit.committer);
+        match &committer {
             Committer::Outside if self.groups.get(group).is_some_and(Group::has_members) => {
                 return Err(GroupError::HasMembers(group.clone()));
             }
@@ -26,8 +27,7 @@ impl Coordinator {
         let mut refused = Vec::new();
         for (partition, mut value) in commit.offsets {
             let checked = value.check();
-            let checked =
-                checked.and_then(|()| self.check_owned(group, &commit.committer, partition));
+            let checked = checked.and_then(|()| self.check_owned(group, &committer, partition));
             match checked {
                 Ok(()) => {
                     value.at = now.wall;
@@ -37,6 +37,18 @@ impl Coordinator {
             }
         }
         Ok(refused)
+    }
+
+    /// Who stores offsets, by what the group's members speak: Kafka's clients say a generation or an epoch in the same place.
+    fn committer(&self, group: &GroupId, committer: Committer) -> Committer {
+        let members = self.groups.get(group).map(|group| &group.members);
+        match (members, committer) {
+            (Some(Members::Consumer(_)), Committer::Classic(member)) => Committer::Member {
+                id: member.id,
+                epoch: u64::try_from(member.generation).unwrap_or_default(),
+            },
+            (_, committer) => committer,
+        }
     }
 
     pub(super) fn check_owned(
