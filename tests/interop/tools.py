@@ -79,7 +79,7 @@ def configs(kafka):
     described = kafka("kafka.admin.ConfigCommand", *where, "--describe")
     require("retention.ms" not in described, described)
     broker = kafka("kafka.admin.ConfigCommand", "--entity-type", "brokers", "--entity-name", "1", "--describe", "--all")
-    require("All configs for broker 1" in broker, broker)
+    require(f"advertised.listeners=PLAINTEXT://{kafka.bootstrap}" in broker, broker)
 
 
 def console_producer(kafka):

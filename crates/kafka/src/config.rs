@@ -73,6 +73,16 @@ const FIXED: &[Fixed] = &[
         ConfigType::Boolean,
     ),
     fixed("remote.storage.enable", "false", ConfigType::Boolean),
+    fixed(
+        "leader.replication.throttled.replicas",
+        "",
+        ConfigType::List,
+    ),
+    fixed(
+        "follower.replication.throttled.replicas",
+        "",
+        ConfigType::List,
+    ),
     ignored("compression.gzip.level", "-1", ConfigType::Int),
     ignored("compression.lz4.level", "9", ConfigType::Int),
     ignored("compression.zstd.level", "3", ConfigType::Int),

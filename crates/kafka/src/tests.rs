@@ -26,6 +26,10 @@ use crate::{
             describe_topic_partitions_response::DescribeTopicPartitionsResponse,
             fetch_request::{FetchPartition, FetchRequest, FetchTopic},
             fetch_response::FetchResponse,
+            incremental_alter_configs_request::{
+                AlterConfigsResource, AlterableConfig, IncrementalAlterConfigsRequest,
+            },
+            incremental_alter_configs_response::IncrementalAlterConfigsResponse,
             join_group_request::{JoinGroupRequest, JoinGroupRequestProtocol},
             join_group_response::JoinGroupResponse,
             metadata_request::{MetadataRequest, MetadataRequestTopic},
@@ -43,6 +47,7 @@ use crate::{
     },
 };
 
+mod bad_input;
 mod consumer_groups;
 mod limits;
 
@@ -323,33 +328,6 @@ fn what_follows_a_record_that_the_leader_has_is_never_out_of_range() {
 }
 
 #[test]
-fn a_bad_batch_is_refused_and_the_connection_goes_on() {
-    with_node(KafkaConfig::default(), |address| async move {
-        let mut client = connect(address).await;
-        client.create("orders").await;
-        let mut damaged = batch("a").to_vec();
-        *damaged.last_mut().unwrap() ^= 1;
-        client.produce(1, -1, "orders", damaged.into()).await;
-        client.produce(2, 7, "orders", batch("a")).await;
-        client.produce(3, -1, "nowhere", batch("a")).await;
-        client.produce(4, -1, "orders", batch("a")).await;
-        let mut errors = Vec::new();
-        for _ in 0..4 {
-            errors.push(error_and_offset(client.receive().await.1).0);
-        }
-        assert_eq!(
-            errors,
-            [
-                ErrorCode::InvalidRecord.code(),
-                ErrorCode::InvalidRequiredAcks.code(),
-                ErrorCode::UnknownTopicOrPartition.code(),
-                0
-            ]
-        );
-    });
-}
-
-#[test]
 fn an_unacknowledged_request_gets_no_answer_and_a_failed_one_ends_the_connection() {
     with_node(KafkaConfig::default(), |address| async move {
         let mut client = connect(address).await;
@@ -377,46 +355,6 @@ fn versions_are_told_to_who_asks_in_an_unknown_one() {
             .iter()
             .find(|api| api.api_key == ProduceRequest::KEY);
         assert_eq!(produce.unwrap().min_version, 0);
-    });
-}
-
-#[test]
-fn what_is_not_the_protocol_is_closed() {
-    with_node(KafkaConfig::default(), |address| async move {
-        let bad: [&[u8]; 7] = [
-            // TLS, HTTP, a length past the limit, a negative one, one too short for a header.
-            &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01],
-            b"GET / HTTP/1.1\r\n\r\n",
-            &[0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 9],
-            &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 9],
-            &[0, 0, 0, 4, 0, 0, 0, 9],
-            // An unknown key, and a count that lies.
-            &[0, 0, 0, 10, 0x7f, 0xff, 0, 0, 0, 0, 0, 1, 0, 0],
-            &[
-                0, 0, 0, 14, 0, 3, 0, 1, 0, 0, 0, 1, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff,
-            ],
-        ];
-        for bytes in bad {
-            let mut client = connect(address).await;
-            client.stream.write_all(bytes).await.unwrap();
-            assert!(client.is_closed().await, "{bytes:?}");
-        }
-    });
-}
-
-#[test]
-fn who_sends_slowly_or_nothing_is_closed() {
-    let config = KafkaConfig {
-        idle_timeout: Duration::from_millis(300),
-        request_timeout: Duration::from_millis(300),
-        ..KafkaConfig::default()
-    };
-    with_node(config, |address| async move {
-        for bytes in [&[][..], &[0], &[0, 0, 1, 0, 0, 3, 0, 1, 0]] {
-            let mut client = connect(address).await;
-            client.stream.write_all(bytes).await.unwrap();
-            assert!(client.is_closed().await, "{bytes:?}");
-        }
     });
 }
 
@@ -571,5 +509,54 @@ fn offsets_are_fetched_as_they_were_stored() {
             })
             .collect();
         assert_eq!(found, [(42, 3, 0), (-1, -1, 0)]);
+    });
+}
+
+#[test]
+fn throttles_that_nobody_set_can_be_unset_and_none_be_set() {
+    const TOPIC: i8 = 2;
+    const BROKER: i8 = 4;
+    const SET: i8 = 0;
+    const DELETE: i8 = 1;
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        let change = |what: i8, of: &str, name: &str, operation| AlterConfigsResource {
+            resource_type: what,
+            resource_name: of.into(),
+            configs: vec![AlterableConfig {
+                name: name.into(),
+                config_operation: operation,
+                value: (operation == SET).then(|| "1".into()),
+            }],
+        };
+        let (rate, replicas) = (
+            "leader.replication.throttled.rate",
+            "leader.replication.throttled.replicas",
+        );
+        let request = IncrementalAlterConfigsRequest {
+            resources: vec![
+                change(BROKER, "1", rate, DELETE),
+                change(TOPIC, "orders", replicas, DELETE),
+                change(BROKER, "1", rate, SET),
+                change(TOPIC, "orders", replicas, SET),
+            ],
+            validate_only: false,
+        };
+        let which = (IncrementalAlterConfigsRequest::KEY, 0);
+        client.send(which, 1, |w| request.encode(w, 0)).await;
+        let (_, body) = client.receive().await;
+        let response = IncrementalAlterConfigsResponse::decode(&mut Reader::new(body), 0);
+        let responses = response.unwrap().responses;
+        let errors: Vec<_> = responses.iter().map(|told| told.error_code).collect();
+        assert_eq!(
+            errors,
+            [
+                0,
+                0,
+                ErrorCode::InvalidRequest.code(),
+                ErrorCode::InvalidConfig.code()
+            ]
+        );
     });
 }

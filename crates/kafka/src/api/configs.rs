@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use quipu_broker::front::Topic;
 use quipu_model::TopicConfig;
 
-use super::refusal;
+use super::{broker_id, metadata::endpoints, refusal};
 use crate::{
     config::{ConfigSource, ConfigType, Refusal, Setting, is_known, settings_of, to_keep},
     dispatch::Client,
@@ -112,7 +112,14 @@ fn broker_settings(client: &Arc<Client>, name: &str) -> Result<Vec<Setting>, Ref
         read_only: true,
     };
     let config = &client.config;
+    let here = broker_id(client.front.node());
+    let reached_at = endpoints(&client.front.cluster())
+        .into_iter()
+        .filter(|endpoint| endpoint.id == here)
+        .map(|endpoint| format!("PLAINTEXT://{}:{}", &*endpoint.host, endpoint.port))
+        .collect();
     Ok(vec![
+        setting("advertised.listeners", reached_at, ConfigType::String),
         setting(
             "auto.create.topics.enable",
             config.auto_create_topics.to_string(),
@@ -251,6 +258,7 @@ pub(crate) async fn incremental_alter_configs(
                 let name = &resource.resource_name;
                 alter(client, name, resource.configs, request.validate_only).await
             }
+            BROKER => alter_broker(&resource.configs),
             _ => Err(other_resource()),
         };
         let (error_code, error_message) = told(altered);
@@ -301,6 +309,18 @@ async fn alter(
     }
     let set = to_keep(given, topic.replication_factor())?;
     self::change(client, &topic, set, reset, validate_only).await
+}
+
+/// Nothing of a node is set by requests. To unset what may be set in Kafka, as its tools do when partitions have moved, is done then.
+fn alter_broker(changes: &[AlterableConfig]) -> Result<(), Refusal> {
+    let unsets = changes
+        .iter()
+        .all(|change| change.config_operation == DELETE);
+    if unsets {
+        Ok(())
+    } else {
+        Err(other_resource())
+    }
 }
 
 /// A list with more entries or fewer.
