@@ -21,6 +21,7 @@ pub struct Broker {
     directory: TempDir,
     address: String,
     http: String,
+    kafka: String,
     child: Option<Child>,
 }
 
@@ -35,6 +36,7 @@ impl Broker {
             directory: tempfile::tempdir_in(base)?,
             address: free_address()?,
             http: free_address()?,
+            kafka: free_address()?,
             child: None,
         })
     }
@@ -50,7 +52,7 @@ impl Broker {
             .arg("--data-dir")
             .arg(self.directory.path().join("data"))
             .args(["--grpc-listen", &self.address, "--http-listen", &self.http])
-            .args(["--kafka-listen", "127.0.0.1:0"])
+            .args(["--kafka-listen", &self.kafka])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -109,6 +111,11 @@ impl Broker {
     /// Host and port of its gRPC listener.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Host and port of its listener for Kafka clients.
+    pub fn kafka_address(&self) -> &str {
+        &self.kafka
     }
 
     /// Its process id.

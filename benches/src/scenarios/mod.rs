@@ -2,6 +2,7 @@
 //! the rounds of both take turns, and the medians of the rounds are compared.
 
 mod client;
+mod connections;
 mod latency;
 mod limits;
 mod partitions;
@@ -16,7 +17,7 @@ use anyhow::{Result, bail};
 use crate::{bare::Bare, broker::Broker, disk::Disk, process, report::Report};
 
 /// The scenarios' names, in the order in which they run.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 9] = [
     "limits",
     "throughput",
     "shapes",
@@ -24,6 +25,7 @@ pub const NAMES: [&str; 8] = [
     "latency",
     "partitions",
     "start",
+    "connections",
     "sustained",
 ];
 
@@ -69,11 +71,11 @@ pub async fn run(name: &str, settings: &Settings, report: &mut Report) -> Result
         "limits" => limits::run(settings, report).await,
         "throughput" => throughput::limits(settings, report).await,
         "shapes" => throughput::shapes(settings, report).await,
-
         "client" => client::run(settings, report).await,
         "latency" => latency::run(settings, report).await,
         "partitions" => partitions::run(settings, report).await,
         "start" => start::run(settings, report).await,
+        "connections" => connections::run(settings, report).await,
         "sustained" => sustained::run(settings, report).await,
         _ => bail!("no scenario {name}: there are {}", NAMES.join(", ")),
     }

@@ -13,16 +13,22 @@ pub(crate) struct Frames;
 impl Target for Frames {
     /// A request is read or refused, and takes no more memory than its size allows.
     fn feed(&mut self, random: &mut Random) -> Result<()> {
-        let mut frame = frame(random);
-        if random.chance(2) && !frame.is_empty() {
-            mutate(&mut frame, random);
-        }
+        let frame = input(random);
         let length = frame.len();
         if let Some(taken) = try_frame(frame.into()) {
             ensure!(taken <= length * 32, "{length} bytes took {taken}");
         }
         Ok(())
     }
+}
+
+/// A frame, broken as often as not.
+pub(crate) fn input(random: &mut Random) -> Vec<u8> {
+    let mut frame = frame(random);
+    if random.chance(2) {
+        mutate(&mut frame, random);
+    }
+    frame
 }
 
 /// Something with the header of a request that is served, and behind it what such requests are made of.

@@ -9,6 +9,7 @@
 )]
 
 mod batch;
+mod front;
 mod kafka;
 mod mutate;
 mod produce;
@@ -32,13 +33,16 @@ static INPUT: AtomicU64 = AtomicU64::new(0);
 /// The most memory that any input may make the process take, in bytes: twice the largest batch uncompressed, and room to spare.
 const MEMORY_BOUND: u64 = 1 << 30;
 
+/// The targets, in the order in which they run.
+const NAMES: [&str; 6] = ["batch", "kafka", "front", "produce", "wal", "segments"];
+
 #[derive(Parser)]
 struct Arguments {
     /// How long each target runs.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// Only these; may be given more than once.
-    #[arg(long, value_name = "NAME", value_parser = ["batch", "kafka", "produce", "wal", "segments"])]
+    #[arg(long, value_name = "NAME", value_parser = NAMES)]
     target: Vec<String>,
     /// What all inputs follow from.
     #[arg(long, default_value_t = 1)]
@@ -72,6 +76,7 @@ fn target(name: &str) -> Result<Box<dyn Target>> {
     Ok(match name {
         "batch" => Box::new(batch::Batches::new()?),
         "kafka" => Box::new(kafka::Frames),
+        "front" => Box::new(front::Listener::new()?),
         "produce" => Box::new(produce::ProducePath::new()?),
         "wal" => Box::new(recovery::Recovery::new(recovery::Part::Wal)?),
         "segments" => Box::new(recovery::Recovery::new(recovery::Part::Segments)?),
@@ -88,7 +93,7 @@ fn main() -> Result<()> {
         eprintln!("input {}", INPUT.load(Ordering::Relaxed));
         std::process::abort();
     }));
-    for name in ["batch", "kafka", "produce", "wal", "segments"] {
+    for name in NAMES {
         if arguments.target.is_empty() || arguments.target.iter().any(|t| t == name) {
             run(name, &arguments)?;
         }
@@ -103,6 +108,7 @@ fn run(name: &str, arguments: &Arguments) -> Result<()> {
     let seed = arguments.seed;
     println!("fuzz {name}: seed {seed}, {} s", arguments.seconds);
     let mut target = target(name)?;
+    let before = peak_memory()?;
     let end = Instant::now() + Duration::from_secs(arguments.seconds);
     let last = arguments.inputs.map_or(u64::MAX, |n| arguments.from + n);
     let mut number = arguments.from;
@@ -114,7 +120,11 @@ fn run(name: &str, arguments: &Arguments) -> Result<()> {
         number += 1;
     }
     target.finish()?;
-    println!("fuzz {name}: {} inputs, ok", number - arguments.from);
+    println!(
+        "fuzz {name}: {} inputs, ok; they made it take {} MB more than before",
+        number - arguments.from,
+        (peak_memory()? - before) / 1_000_000
+    );
     Ok(())
 }
 

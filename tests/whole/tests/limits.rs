@@ -2,7 +2,13 @@
 //! what the matter is.
 #![allow(clippy::disallowed_methods, reason = "the tests fill a real disk")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use quipu_proto::v1::{
@@ -90,6 +96,31 @@ async fn append_until_refused(client: &mut LogClient<Channel>, most: u64) -> Res
         }
     }
     anyhow::bail!("{most} appends were accepted")
+}
+
+#[test]
+fn idle_kafka_connections_cost_little() -> Result<()> {
+    /// As many as every system lets a process have beside its files.
+    const CONNECTIONS: u64 = 500;
+    const BOUND: u64 = 50 << 10;
+    // ApiVersions in its first version: what each client asks first.
+    const REQUEST: [u8; 15] = [0, 0, 0, 11, 0, 18, 0, 0, 0, 0, 0, 7, 0, 1, b'c'];
+    let dir = scratch()?;
+    let broker = Launch::dev(&dir.path().join("data")).start()?;
+    let before = broker.anonymous_bytes()?;
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect(broker.kafka())?;
+        stream.write_all(&REQUEST)?;
+        let mut answer = [0; 8];
+        stream.read_exact(&mut answer)?;
+        ensure!(answer[4..] == REQUEST[8..12], "another request's answer");
+        connections.push(stream);
+    }
+    let each = broker.anonymous_bytes()?.saturating_sub(before) / CONNECTIONS;
+    assert!(each < BOUND, "each idle connection costs {each} bytes");
+    drop(connections);
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
