@@ -14,7 +14,7 @@ use crate::{
     KafkaConfig,
     error::ErrorCode,
     wire::{
-        Reader, Writer,
+        Writer,
         messages::{metadata_request::MetadataRequest, request_header::RequestHeader},
     },
 };

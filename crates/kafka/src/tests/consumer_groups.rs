@@ -131,7 +131,7 @@ impl Client {
     }
 
     /// The offset stored of the first partition, or the error; as a member, or as nobody.
-    async fn fetched(&mut self, member: Option<(&str, i32)>) -> Result<i64, i16> {
+    async fn committed(&mut self, member: Option<(&str, i32)>) -> Result<i64, i16> {
         let request = OffsetFetchRequest {
             groups: vec![OffsetFetchRequestGroup {
                 group_id: "g".into(),
@@ -202,10 +202,10 @@ fn a_member_joins_is_assigned_stores_offsets_and_leaves() {
         let unknown = ErrorCode::UnknownMemberId.code();
         assert_eq!(client.commit("x", epoch, 43).await, unknown);
         assert_eq!(client.commit("", -1, 43).await, unknown);
-        assert_eq!(client.fetched(Some(("m", epoch))).await, Ok(42));
-        assert_eq!(client.fetched(None).await, Ok(42));
-        assert_eq!(client.fetched(Some(("m", epoch + 1))).await, Err(stale));
-        assert_eq!(client.fetched(Some(("x", epoch))).await, Err(unknown));
+        assert_eq!(client.committed(Some(("m", epoch))).await, Ok(42));
+        assert_eq!(client.committed(None).await, Ok(42));
+        assert_eq!(client.committed(Some(("m", epoch + 1))).await, Err(stale));
+        assert_eq!(client.committed(Some(("x", epoch))).await, Err(unknown));
 
         let listed = client.listed("consumer").await;
         assert_eq!(listed, [("g".to_owned(), "Stable".to_owned())]);
@@ -230,7 +230,7 @@ fn a_member_joins_is_assigned_stores_offsets_and_leaves() {
         client
             .refused(goes_on(epoch), ErrorCode::UnknownMemberId)
             .await;
-        assert_eq!(client.fetched(None).await, Ok(42));
+        assert_eq!(client.committed(None).await, Ok(42));
     });
 }
 
@@ -254,7 +254,7 @@ fn a_group_without_members_changes_its_kind_and_keeps_its_offsets_and_one_with_m
             .await;
         let described = client.described().await.error_code;
         assert_eq!(described, ErrorCode::GroupIdNotFound.code());
-        assert_eq!(client.fetched(None).await, Ok(42));
+        assert_eq!(client.committed(None).await, Ok(42));
         assert_eq!(client.leaves_classic(&joined.member_id).await, 0);
 
         // One that was only told an id is no member.
@@ -262,7 +262,7 @@ fn a_group_without_members_changes_its_kind_and_keeps_its_offsets_and_one_with_m
         let back = client.beat(&joins()).await;
         assert_eq!(back.error_code, 0);
         assert!(back.member_epoch > epoch);
-        assert_eq!(client.fetched(None).await, Ok(42));
+        assert_eq!(client.committed(None).await, Ok(42));
     });
 }
 
