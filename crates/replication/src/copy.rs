@@ -7,8 +7,10 @@ use quipu_storage::{ReadError, ReserveError};
 use crate::{
     blocking::blocking,
     error::AppendError,
-    network::{CopyRequest, CopyResponse},
+    network::{CopyRequest, CopyResponse, SnapshotRequest},
     partition::Partition,
+    state_machine::snapshot_of,
+    type_config::{from_raft_id, to_raft_vote},
 };
 
 /// The most bytes of one answer; a larger batch goes alone.
@@ -40,7 +42,6 @@ impl Partition {
             }
             log.copy(from, max_bytes, up_to)
         });
-        let failed = |error: &dyn std::fmt::Display| AppendError::Fatal(error.to_string());
         match reading.await.map_err(|error| failed(&error))? {
             Ok(read) => {
                 self.inner()
@@ -58,4 +59,31 @@ impl Partition {
             Err(error @ ReadError::Io { .. }) => Err(failed(&error)),
         }
     }
+
+    /// A replica whose log is damaged, and cannot be repaired batch by batch, may take this one's in its place, up to what was
+    /// applied here: that is committed, whether this replica leads or not. With it goes the vote by which this replica follows,
+    /// or leads.
+    ///
+    /// # Errors
+    /// Where this replica does not run, follows nobody, or has applied nothing.
+    pub async fn receive_take_over(&self) -> Result<SnapshotRequest, AppendError> {
+        self.running()?;
+        let group = Arc::clone(&self.inner().group);
+        let point = group.applied_point().map_err(|error| failed(&error))?;
+        let point = point.ok_or_else(|| failed(&"nothing is applied here"))?;
+        let leader = self.log().vote().filter(|vote| vote.committed);
+        let leader = leader.ok_or_else(|| failed(&"no leader is known here"))?;
+        let (last, end) = (from_raft_id(&point.last), point.next_offset);
+        let reading = blocking(&self.inner().store, move || group.log.manifest(last, end));
+        let log = reading.await.map_err(|error| failed(&error))?;
+        let log = log.map_err(|error| failed(&error))?;
+        Ok(SnapshotRequest((
+            to_raft_vote(leader),
+            snapshot_of(point, Some(log)),
+        )))
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> AppendError {
+    AppendError::Fatal(error.to_string())
 }

@@ -70,7 +70,8 @@ message! {
     VoteResponse(raft::VoteResponse<Types>)
 }
 message! {
-    /// From where on a follower is to go on that is behind the log's start.
+    /// From where on a follower is to go on that is behind the log's start; or all that a replica has applied, for one whose log is
+    /// damaged.
     SnapshotRequest((VoteOf<Types>, SnapshotOf<Types, Manifest>))
 }
 message! {
@@ -198,6 +199,13 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         request: SleepRequest,
         timeout: Duration,
     ) -> Called<'_, SleepResponse>;
+    /// Asks a replica for a snapshot of all that it has applied, for one here whose log is damaged.
+    fn take_over(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        timeout: Duration,
+    ) -> Called<'_, SnapshotRequest>;
     /// Asks a replica for batches. Many bytes may come of it: neither heartbeats nor fresh records may have to wait for them.
     fn copy(
         &self,
@@ -270,6 +278,14 @@ impl Transport for NoPeers {
         _: SleepRequest,
         _: Duration,
     ) -> Called<'_, SleepResponse> {
+        no_peer(target)
+    }
+    fn take_over(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        _: Duration,
+    ) -> Called<'_, SnapshotRequest> {
         no_peer(target)
     }
     fn copy(

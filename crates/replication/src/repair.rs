@@ -1,12 +1,18 @@
 //! A replica whose log is damaged: its Raft is stopped, the log is made whole from what other replicas hold, and only then does
 //! its Raft start again. Until then it neither serves nor votes nor takes entries in.
+//!
+//! Where no other holds what stood here, since retention let it go or compaction wrote it anew, another's whole log takes this
+//! one's place, as when a replica that is far behind catches up. What this replica acknowledged may be committed by that. So the
+//! other log must be committed up to an entry no older than this one's last: then whatever of this log is committed, or will
+//! be, is in it. And this replica follows whom the other one follows, unless it promised a later candidate its vote: so it
+//! gives none to a candidate of before that entry.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use quipu_model::{NodeId, Offset};
-use quipu_storage::{DamagedLog, Mending, RepairError};
+use quipu_model::{NodeId, Offset, Vote};
+use quipu_storage::{DamagedLog, Manifest, Mending, RepairError};
 
 use crate::{
     blocking::blocking,
@@ -14,6 +20,8 @@ use crate::{
     partition::{Inner, Replica},
     replicator::Starter,
     running::Running,
+    state_machine::encoded,
+    type_config::{StoredMembership, from_raft_vote},
 };
 
 /// The first pause before a repair that failed is tried again; it doubles up to the last.
@@ -35,6 +43,11 @@ enum Failure {
          move the partition to other nodes without what is lost", tried.join("; ")
     )]
     NotFound { from: Offset, tried: Vec<String> },
+    #[error("{mending}; nor was another replica's log to be had in place of this one ({})", tried.join("; "))]
+    NotReplaced {
+        mending: Box<Failure>,
+        tried: Vec<String>,
+    },
     #[error("what is damaged was found sound, and then damaged again: check the disk")]
     Fickle,
     #[error("{0}")]
@@ -42,6 +55,24 @@ enum Failure {
     /// The replica was shut down.
     #[error("the replica was shut down")]
     Ended,
+}
+
+impl Failure {
+    /// Whether others may hold other bytes than stood here, or nothing at those offsets.
+    fn may_differ(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. } | Self::Storage(RepairError::Unsound { .. })
+        )
+    }
+}
+
+/// Another replica's log, as far as it is committed.
+struct Offered {
+    node: NodeId,
+    leader: Vote,
+    members: StoredMembership,
+    manifest: Manifest,
 }
 
 /// Stops the Raft of a replica whose log is damaged. Where it leads, another replica is to, soon.
@@ -140,7 +171,18 @@ struct Repair<'a> {
 
 impl Repair<'_> {
     /// How many bytes were fetched.
-    async fn run(mut self, mut damaged: DamagedLog) -> Result<u64, Failure> {
+    async fn run(mut self, damaged: DamagedLog) -> Result<u64, Failure> {
+        match self.mend_all(damaged).await {
+            Err(mending) if mending.may_differ() => self.replace(mending).await?,
+            mended => mended?,
+        }
+        let group = Arc::clone(&self.inner.group);
+        let reloaded = self.step(move || group.reload()).await?;
+        reloaded.map_err(|error| Failure::Broken(error.to_string()))?;
+        Ok(self.fetched)
+    }
+
+    async fn mend_all(&mut self, mut damaged: DamagedLog) -> Result<(), Failure> {
         loop {
             let (examined, found) = self
                 .step(move || {
@@ -155,7 +197,7 @@ impl Repair<'_> {
             }
             let position = (examined.damage().path.clone(), examined.damage().position);
             match self.step(move || examined.reopen()).await?? {
-                None => break,
+                None => return Ok(()),
                 Some(still) => {
                     let again = (still.damage().path.clone(), still.damage().position);
                     if nothing && again == position {
@@ -165,10 +207,89 @@ impl Repair<'_> {
                 }
             }
         }
-        let group = Arc::clone(&self.inner.group);
-        let reloaded = self.step(move || group.reload()).await?;
-        reloaded.map_err(|error| Failure::Broken(error.to_string()))?;
-        Ok(self.fetched)
+    }
+
+    /// Puts the log of the first replica whose reaches far enough in this one's place.
+    async fn replace(&mut self, mending: Failure) -> Result<(), Failure> {
+        let others = self.others();
+        if others.is_empty() {
+            return Err(mending);
+        }
+        let mut tried = Vec::new();
+        for node in others {
+            let taken = match self.ask_for_all(node).await {
+                Ok(offered) => self.take(offered).await,
+                Err(why) => Err(Failure::Broken(why)),
+            };
+            match taken {
+                Ok(()) => return Ok(()),
+                Err(Failure::Ended) => return Err(Failure::Ended),
+                Err(why) => tried.push(format!("node {node}: {why}")),
+            }
+        }
+        let mending = Box::new(mending);
+        Err(Failure::NotReplaced { mending, tried })
+    }
+
+    async fn ask_for_all(&self, node: NodeId) -> Result<Offered, String> {
+        let network = &self.starter.network;
+        let key = network.log.key();
+        let asking = network.transport.take_over(node, key, PIECE_PATIENCE).await;
+        let (leader, snapshot) = asking.map_err(|error| error.reason)?.0;
+        Ok(Offered {
+            node,
+            leader: from_raft_vote(&leader),
+            members: snapshot.meta.last_membership,
+            manifest: snapshot.snapshot.log.ok_or("it gave nothing")?,
+        })
+    }
+
+    /// Copies a log, and lets it take this one's place.
+    async fn take(&mut self, offered: Offered) -> Result<(), Failure> {
+        let group = &self.inner.group;
+        let Some(damaged) = group.log.damaged() else {
+            return Ok(());
+        };
+        let (node, leader, members) = (offered.node, offered.leader, encoded(&offered.members));
+        let last = offered.manifest.last;
+        // What was on its way for Raft goes into the same files.
+        let mut copied = group.copied.lock().await;
+        *copied = None;
+        let (damaged, opened) = self
+            .step(move || {
+                let opened = damaged.copy_of(offered.manifest);
+                (damaged, opened)
+            })
+            .await?;
+        let mut incoming = opened?;
+        let partition = group.log.key();
+        tracing::warn!(%partition, %node, %last, "no replica gives what was damaged: a node's log takes this one's place");
+        while let Some((from, up_to)) = incoming.wanted() {
+            let batches = self.fetch(node, from, up_to, false).await;
+            let batches = batches.map_err(Failure::Broken)?;
+            let bytes = batches.len() as u64;
+            let (filled, taken) = self
+                .step(move || {
+                    let taken = incoming.take(&batches);
+                    (incoming, taken)
+                })
+                .await?;
+            incoming = filled;
+            taken.map_err(RepairError::from)?;
+            self.note_fetched(bytes);
+        }
+        let replaced = self
+            .step(move || damaged.replace(&incoming, members, leader))
+            .await?;
+        match replaced? {
+            None => Ok(()),
+            Some(_) => Err(Failure::Fickle),
+        }
+    }
+
+    fn note_fetched(&mut self, bytes: u64) {
+        self.fetched += bytes;
+        self.inner.metrics.repaired_bytes.inc_by(bytes);
     }
 
     async fn mend(&mut self, mut mending: Mending) -> Result<(), Failure> {
@@ -201,9 +322,12 @@ impl Repair<'_> {
             let mut next = from;
             // A stretch comes from one replica: what does not fit in the end may have been wrong from the start.
             loop {
-                let batches = match self.fetch(node, next, up_to).await {
-                    Ok(batches) => batches,
-                    Err(why) => {
+                let fetched = self.fetch(node, next, up_to, true).await;
+                let lacks = || "it does not have them".to_owned();
+                let batches = match fetched {
+                    Ok(batches) if !batches.is_empty() => batches,
+                    nothing => {
+                        let why = nothing.err().unwrap_or_else(lacks);
                         tried.push(format!("node {node}: {why}"));
                         break;
                     }
@@ -216,10 +340,7 @@ impl Repair<'_> {
                     .await?;
                 mending = filled;
                 match put {
-                    Ok(bytes) => {
-                        self.fetched += bytes;
-                        self.inner.metrics.repaired_bytes.inc_by(bytes);
-                    }
+                    Ok(bytes) => self.note_fetched(bytes),
                     Err(RepairError::Unsound { detail, .. }) => {
                         tried.push(format!("node {node}: {detail}"));
                         break;
@@ -240,12 +361,18 @@ impl Repair<'_> {
         Err(Failure::NotFound { from, tried })
     }
 
-    async fn fetch(&self, node: NodeId, from: Offset, up_to: Offset) -> Result<Bytes, String> {
+    async fn fetch(
+        &self,
+        node: NodeId,
+        from: Offset,
+        up_to: Offset,
+        uncommitted: bool,
+    ) -> Result<Bytes, String> {
         let request = CopyRequest {
             from,
             up_to,
             max_bytes: PIECE_BYTES,
-            uncommitted: true,
+            uncommitted,
         };
         let network = &self.starter.network;
         let key = network.log.key();
@@ -254,9 +381,6 @@ impl Repair<'_> {
             .copy(node, key, request, PIECE_PATIENCE)
             .await;
         match copying.map_err(|error| error.reason)? {
-            CopyResponse::Batches { bytes, .. } if bytes.is_empty() => {
-                Err("it does not have them".to_owned())
-            }
             CopyResponse::Batches { bytes, .. } => Ok(bytes),
             CopyResponse::OutOfRange { start, end } => {
                 Err(format!("it holds offsets {start} to {end}"))

@@ -118,7 +118,7 @@ impl StateMachine {
     }
 }
 
-fn encoded(membership: &StoredMembership) -> Option<(LogId, Bytes)> {
+pub(crate) fn encoded(membership: &StoredMembership) -> Option<(LogId, Bytes)> {
     let id = from_raft_id(membership.log_id().as_ref()?);
     Some((id, encode_membership(membership.membership())))
 }
@@ -199,7 +199,7 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 }
 
-fn snapshot_of(
+pub(crate) fn snapshot_of(
     point: SnapshotPoint,
     log: Option<quipu_storage::Manifest>,
 ) -> SnapshotOf<Types, Manifest> {

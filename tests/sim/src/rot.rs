@@ -16,7 +16,7 @@ use quipu_storage::{
     inspect::verify,
     io::{Disk, FaultyDisk, OpenMode},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     cluster::Cluster,
@@ -82,11 +82,6 @@ impl Rot {
         self.state.lock().struck.contains(&(node, key))
     }
 
-    /// Whether a replica of a partition is not whole yet.
-    pub(crate) fn is_in(&self, cluster: &Cluster, key: PartitionKey) -> bool {
-        self.spots(cluster).iter().any(|spot| spot.key == key)
-    }
-
     /// What is not whole yet.
     fn spots(&self, cluster: &Cluster) -> Vec<Spot> {
         let mut state = self.state.lock();
@@ -116,7 +111,22 @@ pub(crate) async fn strike(cluster: &Cluster, node: NodeId, lasts: Duration, num
     }
     flip(cluster, node, false, &mut luck);
     sleep(lasts / 4).await;
+    if luck.per_mille(500) {
+        let_go(cluster, node).await;
+    }
     cluster.start(node).await;
+}
+
+/// Deletes on the others what rotted on a node, which then has nobody to get it from.
+async fn let_go(cluster: &Cluster, node: NodeId) {
+    let spots = cluster.rot.spots(cluster);
+    for spot in spots.into_iter().filter(|spot| spot.node == node) {
+        if let Some((_, leader)) = cluster.leader(spot.key) {
+            let part = spot.key.partition;
+            let deleting = timeout(STEP * 50, leader.delete_before(spot.offsets.end));
+            note!(cluster.trace, "p{part} starts at {:?}", deleting.await);
+        }
+    }
 }
 
 fn flip(cluster: &Cluster, node: NodeId, runs: bool, luck: &mut Luck) {

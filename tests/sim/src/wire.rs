@@ -13,8 +13,9 @@ use quipu_model::{NodeId, PartitionKey, Vote};
 use quipu_replication::{
     AppendAnswers, AppendError, AppendOutcome, AppendParts, AppendRequest, AppendResponse, Called,
     CopyRequest, CopyResponse, Partition, SleepOutcome, SleepParts, SleepRequest, SleepResponse,
-    SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts, TransferRequest,
-    TransferResponse, Transport, TransportError, VoteOutcome, VoteParts, VoteRequest, VoteResponse,
+    SnapshotParts, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts,
+    TransferRequest, TransferResponse, Transport, TransportError, VoteOutcome, VoteParts,
+    VoteRequest, VoteResponse,
 };
 use tokio::time::timeout;
 
@@ -102,17 +103,25 @@ impl Wire {
                 let trace = &cluster.trace;
                 let what = if before { "would vote" } else { "vote" };
                 let candidate = parts.candidate;
+                let votes_damaged = mutant == Some(Mutant::VotesWhileDamaged);
                 note!(
                     trace,
                     "{from}>{to} p{part} {what} {candidate:?} last {:?}",
                     parts.last
                 );
                 let answer = if before {
-                    partition.receive_pre_vote(parts.into()).await?
+                    partition.receive_pre_vote(parts.into()).await
                 } else {
-                    partition.receive_vote(parts.into()).await?
+                    partition.receive_vote(parts.into()).await
                 };
-                let mut outcome = VoteOutcome::from(answer);
+                let mut outcome = match answer {
+                    Err(_) if partition.damage().is_some() && votes_damaged => VoteOutcome {
+                        vote: candidate,
+                        granted: true,
+                        last: None,
+                    },
+                    answer => VoteOutcome::from(answer?),
+                };
                 if outcome.granted {
                     cluster.invariants.takes_part(key, to);
                 }
@@ -267,7 +276,7 @@ impl Transport for Wire {
         request: SnapshotRequest,
         within: Duration,
     ) -> Called<'_, SnapshotResponse> {
-        let parts = quipu_replication::SnapshotParts::from(request);
+        let parts = SnapshotParts::from(request);
         let part = key.partition;
         note!(
             self.cluster.trace,
@@ -321,6 +330,29 @@ impl Transport for Wire {
         self.call(target, key, within, move |partition| async move {
             let answer = partition.receive_sleep(parts.into()).await?;
             Ok(SleepOutcome::from(answer).into())
+        })
+    }
+
+    fn take_over(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        within: Duration,
+    ) -> Called<'_, SnapshotRequest> {
+        let (cluster, from) = (self.cluster.clone(), self.node);
+        let part = key.partition;
+        note!(cluster.trace, "{from}>{target} p{part} wants all");
+        self.call(target, key, within, move |partition| {
+            let cluster = cluster.clone();
+            async move {
+                let mut all = SnapshotParts::from(partition.receive_take_over().await?);
+                if cluster.mutant == Some(Mutant::GivesTooLittle) {
+                    mutants::give_too_little(&mut all);
+                }
+                note!(cluster.trace, "{target}>{from} p{part} gives {all:?}");
+                SnapshotRequest::from_parts(&all)
+                    .map_err(|error| AppendError::Fatal(error.to_string()))
+            }
         })
     }
 

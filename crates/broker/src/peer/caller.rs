@@ -367,6 +367,10 @@ async fn answer(partition: Partition, kind: Option<Kind>) -> Result<answer::Kind
             let answer = partition.receive_sleep(request).await.map_err(told)?;
             answer::Kind::Sleep(convert::to_sleep_answer(answer))
         }
+        Some(Kind::TakeOver(_)) => {
+            let all = partition.receive_take_over().await.map_err(told)?;
+            answer::Kind::TakeOver(convert::to_snapshot(all))
+        }
         Some(Kind::Append(_) | Kind::End(_) | Kind::Cancel(_) | Kind::Copy(_)) | None => {
             return Err(
                 "this node does not know the request, it may be of an older version: upgrade it"

@@ -9,7 +9,7 @@ use std::{
 use futures::{FutureExt, future::ready, stream::BoxStream};
 use parking_lot::Mutex;
 use quipu_model::{LeaderEpoch, NodeId, PartitionKey};
-use quipu_proto::peer::v1::{Request, answer, request::Kind};
+use quipu_proto::peer::v1::{Request, TakeOver, answer, request::Kind};
 use quipu_replication::{
     AppendAnswers, AppendRequest, Called, CopyRequest, CopyResponse, SleepRequest, SleepResponse,
     SnapshotRequest, SnapshotResponse, TransferRequest, TransferResponse, Transport,
@@ -21,8 +21,9 @@ use super::{
     Host,
     append::append,
     convert::{
-        Bad, from_copy_answer, from_sleep_answer, from_snapshot_answer, from_transfer_answer,
-        from_vote_answer, to_copy, to_group, to_sleep, to_snapshot, to_transfer, to_vote_request,
+        Bad, from_copy_answer, from_sleep_answer, from_snapshot, from_snapshot_answer,
+        from_transfer_answer, from_vote_answer, to_copy, to_group, to_sleep, to_snapshot,
+        to_transfer, to_vote_request,
     },
     cost,
     dial::{Lane, Peer},
@@ -276,6 +277,25 @@ impl Transport for PeerLinks {
             timeout,
             |answer| match answer {
                 answer::Kind::Sleep(answer) => Some(Ok(from_sleep_answer(answer))),
+                _ => None,
+            },
+        )
+    }
+
+    fn take_over(
+        &self,
+        target: NodeId,
+        key: PartitionKey,
+        timeout: Duration,
+    ) -> Called<'_, SnapshotRequest> {
+        let kind = Kind::TakeOver(TakeOver {});
+        self.ask(
+            (target, Lane::Control),
+            key,
+            kind,
+            timeout,
+            |answer| match answer {
+                answer::Kind::TakeOver(all) => Some(from_snapshot(all)),
                 _ => None,
             },
         )

@@ -151,6 +151,18 @@ impl PartitionLog {
         self.put_vote(&mut inner, vote, done)
     }
 
+    /// Makes a leader's vote this log's, unless it has that or a later one. Also of a damaged log.
+    pub(super) fn follow(&self, leader: Vote) -> Result<(), AppendError> {
+        let mut inner = self.inner.lock();
+        inner.check_taking()?;
+        let follows =
+            |vote: Vote| vote.term > leader.term || (vote.term == leader.term && vote.committed);
+        if inner.core.vote.is_some_and(follows) {
+            return Ok(());
+        }
+        self.put_vote(&mut inner, leader, Box::new(drop))
+    }
+
     fn put_vote(&self, inner: &mut Inner, vote: Vote, done: Completion) -> Result<(), AppendError> {
         inner.core.vote = Some(vote);
         let mut payload = BytesMut::with_capacity(9);

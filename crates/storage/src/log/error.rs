@@ -8,6 +8,7 @@ use std::{
 
 use quipu_model::{LogId, Offset, PartitionKey};
 
+use super::IncomingError;
 use crate::{PartitionDamage, StorageFailure};
 
 /// Why entries were not appended, or the log not cut.
@@ -86,7 +87,7 @@ pub enum ReserveError {
 }
 
 /// Why a damaged partition is not repaired yet.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum RepairError {
     /// Not only bytes of its segments are gone: no other replica can give what is.
     #[error(
@@ -108,6 +109,20 @@ pub enum RepairError {
         /// What does not fit.
         detail: String,
     },
+    /// Another replica's log must not take this one's place: something that this one acknowledged may not be in it.
+    #[error("what another replica gave reaches entry {reaches}, and this log entry {last}")]
+    Behind {
+        /// The last entry of the other log that is committed.
+        reaches: LogId,
+        /// The last entry of this log.
+        last: LogId,
+    },
+    /// Another replica's log is not here yet.
+    #[error(transparent)]
+    Incoming(#[from] IncomingError),
+    /// Another replica's log did not take this one's place.
+    #[error(transparent)]
+    NotReplaced(#[from] AppendError),
     /// The disk did not do what was asked; where it is full, the repair goes on once there is room.
     #[error("repairing {path}: {error}")]
     Io {

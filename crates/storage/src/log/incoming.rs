@@ -100,6 +100,11 @@ impl Incoming {
     /// Where the disk fails.
     pub fn open(log: Arc<PartitionLog>, manifest: Manifest) -> Result<Self, IncomingError> {
         log.check_undamaged()?;
+        Self::begin(log, manifest)
+    }
+
+    /// Of a log that may be damaged.
+    pub(super) fn begin(log: Arc<PartitionLog>, manifest: Manifest) -> Result<Self, IncomingError> {
         let mut incoming = Self {
             log,
             manifest,
@@ -184,12 +189,14 @@ impl Incoming {
     }
 
     /// A segment that is here already. One beside the log may have lain there for long: what of it is not as its seal says is
-    /// removed, and copied again.
+    /// removed, and copied again. So is one in a damaged log, which stays where it is.
     fn find(&self, wanted: ManifestSegment) -> Result<Option<Arrived>, IncomingError> {
-        if let Some(kept) = self.log.holds_same(wanted) {
+        let disk = &*self.log.context.disk;
+        let kept = self.log.holds_same(wanted);
+        let kept = kept.filter(|kept| self.log.damage().is_none() || is_sound(disk, kept));
+        if let Some(kept) = kept {
             return Ok(Some(Arrived::Kept(kept)));
         }
-        let disk = &*self.log.context.disk;
         let Ok(seal) = read_whole(disk, &path_of(&self.log, wanted, "seal")) else {
             return Ok(None);
         };
@@ -396,6 +403,15 @@ impl Growing {
 fn is_as_sealed(disk: &dyn Disk, log: &Path, seal: &Seal) -> bool {
     let opened = disk.open(log, OpenMode::Read);
     opened.is_ok_and(|file| check_blocks(&*file, seal).is_ok())
+}
+
+/// Whether a segment of the log is what its seal says.
+fn is_sound(disk: &dyn Disk, segment: &Segment) -> bool {
+    let seal = read_whole(disk, &segment.path.with_extension("seal"));
+    let seal = seal.ok().and_then(|bytes| Seal::decode(&bytes).ok());
+    seal.is_some_and(|seal| {
+        Some(seal.checksum()) == segment.checksum() && is_as_sealed(disk, &segment.path, &seal)
+    })
 }
 
 /// Removes what was on its way here when the node ended, where the log's newest segment begins behind it: the log has gone on

@@ -32,6 +32,15 @@ impl PartitionLog {
         done: Completion,
     ) -> Result<(), AppendError> {
         self.check_undamaged()?;
+        self.put_in_place(incoming, members, done)
+    }
+
+    pub(super) fn put_in_place(
+        &self,
+        incoming: &Incoming,
+        members: Option<(LogId, Bytes)>,
+        done: Completion,
+    ) -> Result<(), AppendError> {
         let manifest = &incoming.manifest;
         let segments = self
             .move_in(incoming)
@@ -44,6 +53,7 @@ impl PartitionLog {
             .install(manifest, segments, members.as_ref())
             .map_err(|error| self.append_error(error))?;
         inner.recent.clear();
+        inner.unopened.clear();
         inner.applied = (Some(manifest.last), members);
         let record = self.record(
             RecordKind::Install,

@@ -209,7 +209,7 @@ impl RecoveringLog {
             self.remove(record.lsn);
             return Ok(());
         }
-        if self.damage.is_some() {
+        if self.damage.is_some() && record.kind != RecordKind::Install {
             return Ok(());
         }
         self.lsn = record.lsn;
@@ -303,16 +303,16 @@ impl RecoveringLog {
         }
     }
 
-    /// Another replica's log stands in place of this one: what was loaded before is void, but for the vote.
+    /// Another replica's log stands in place of this one: what was loaded before is void, and whatever was damaged of it. The
+    /// state says what was promised until then.
     fn install(&mut self, state: PartitionState) {
+        self.damage = None;
         self.unloaded.clear();
         self.core.closed.clear();
         self.core.active = None;
-        let here = (self.core.config.segment_bytes, self.core.vote, self.lsn);
-        let votes_from = self.core.votes_from;
+        let here = (self.core.config.segment_bytes, self.lsn);
         self.load(state);
-        (self.core.config.segment_bytes, self.core.vote, self.lsn) = here;
-        self.core.votes_from = votes_from;
+        (self.core.config.segment_bytes, self.lsn) = here;
     }
 
     /// Whatever stands before is void.

@@ -6,10 +6,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use quipu_model::Offset;
+use quipu_model::{LogId, Offset, Vote};
 
 use super::{
-    Mending, PartitionLog, ReadBatches, ReadError, RepairError,
+    Incoming, Manifest, Mending, PartitionLog, ReadBatches, ReadError, RepairError,
     damage::MARK_FILE,
     read::read_batches,
     recover::RecoveringLog,
@@ -104,6 +104,51 @@ impl DamagedLog {
             .into_iter()
             .map(|segment| Mending::examine(&log.context.disk, &dir, segment, &raft));
         examined.filter_map(Result::transpose).collect()
+    }
+
+    /// Begins to copy another replica's log, which is to take this one's place: where no replica holds what stood here, since all
+    /// others deleted it, or compacted it in another way. What of it stands here already, and is sound, is not copied. Blocks.
+    ///
+    /// # Errors
+    /// [`RepairError::Behind`] where that log does not reach the end of this one; where the disk fails or is full.
+    pub fn copy_of(&self, manifest: Manifest) -> Result<Incoming, RepairError> {
+        self.check_covered(&manifest)?;
+        Ok(Incoming::begin(Arc::clone(&self.log), manifest)?)
+    }
+
+    /// What this replica promised to hold must be in what replaces it, as far as it is committed or may be: that is so of a
+    /// log that is committed up to an entry no older than this one's last.
+    fn check_covered(&self, manifest: &Manifest) -> Result<(), RepairError> {
+        if self.log.is_incomplete() {
+            return Err(RepairError::Beyond {
+                damage: Arc::clone(&self.damage),
+            });
+        }
+        match self.log.state().last {
+            Some(last) if manifest.last < last => Err(RepairError::Behind {
+                reaches: manifest.last,
+                last,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a log that is all here in this one's place, as [`PartitionLog::install`] does, and [reopens](Self::reopen) it. What
+    /// was promised stays: the vote becomes `leader`'s where it is older than the election that this one won. Blocks.
+    ///
+    /// # Errors
+    /// As of [`Self::copy_of`] and [`Self::reopen`]; where something is missing of the other log.
+    pub fn replace(
+        self,
+        incoming: &Incoming,
+        members: Option<(LogId, Bytes)>,
+        leader: Vote,
+    ) -> Result<Option<Self>, RepairError> {
+        self.check_covered(incoming.manifest())?;
+        self.log.follow(leader)?;
+        // Reopening waits until it is durable.
+        self.log.put_in_place(incoming, members, Box::new(drop))?;
+        self.reopen()
     }
 
     /// Opens and checks the log anew; `None`: it is sound, and served from now on. Otherwise, what is damaged now. Blocks for as

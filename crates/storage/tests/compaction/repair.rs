@@ -1,10 +1,11 @@
-//! A compacted partition that rots is made whole from a replica that compacted the same, also where batches are missing.
+//! A compacted partition that rots is made whole from a replica that compacted the same, also where batches are missing; or it
+//! takes the log of one that compacted it in another way.
 
 use std::sync::Arc;
 
-use quipu_model::TimestampMs;
+use quipu_model::{NodeId, Term, TimestampMs, Vote};
 use quipu_storage::{
-    PartitionLog, ReadError, Store, StoreConfig, UnrecoveredStore,
+    PartitionLog, ReadError, RepairError, Store, StoreConfig, UnrecoveredStore,
     io::{Disk, FaultyDisk, ManualClock},
 };
 
@@ -103,4 +104,73 @@ fn rot_in_compacted_segments_is_mended_from_a_replica_that_compacted_the_same() 
         }
     }
     assert!(repaired > logs.len(), "{repaired} of {logs:?}");
+}
+
+/// Repairs a partition from another replica batch by batch, as far as that goes.
+fn try_mend(log: &Arc<PartitionLog>, donor: &PartitionLog) -> Result<(), RepairError> {
+    let damaged = log.damaged().unwrap();
+    for mut mending in damaged.examine()? {
+        loop {
+            while let Some((from, _)) = mending.wanted() {
+                let given = donor.read_for_repair(from, 1 << 20).unwrap();
+                mending.put(given.bytes)?;
+            }
+            if mending.finish()? {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn take_over(log: &Arc<PartitionLog>, donor: &PartitionLog) {
+    let (damaged, state) = (log.damaged().unwrap(), donor.state());
+    let all = donor.manifest(state.last.unwrap(), state.end_offset);
+    let mut incoming = damaged.copy_of(all.unwrap()).unwrap();
+    while let Some((from, up_to)) = incoming.wanted() {
+        let given = donor.copy(from, 500, up_to).unwrap();
+        incoming.take(&given.bytes).unwrap();
+    }
+    let leader = Vote {
+        term: Term::new(9),
+        node: NodeId::new(2),
+        committed: true,
+    };
+    let still = damaged.replace(&incoming, None, leader).unwrap();
+    assert!(still.is_none(), "{still:?}");
+}
+
+#[test]
+fn rot_in_segments_that_no_other_compacted_the_same_gives_way_to_another_replicas() {
+    let mut subject = Subject::new(1, 1 << 20);
+    fill(&mut subject, 60);
+    subject.store.as_ref().unwrap().checkpoint().unwrap();
+    let before = subject.disk.fork(7);
+    compact_twice(&mut subject);
+    subject.reopen();
+    let other = bytes_of(&subject.log).unwrap();
+    let names = before.list(DIR.as_ref()).unwrap();
+    let logs = names
+        .iter()
+        .filter(|name| name.contains('-') && name.ends_with(".log"));
+    // One that has not compacted.
+    let mut taken = 0;
+    for log in logs {
+        let disk = before.fork(taken + 2);
+        disk.flip_bit(format!("{DIR}/{log}"), 200, 3);
+        let (store, rotten) = open(&disk);
+        let is_found = rotten.damage().is_some() || bytes_of(&rotten).is_err();
+        // The newest the other has not compacted either.
+        if !is_found || try_mend(&rotten, &subject.log).is_ok() {
+            continue;
+        }
+        take_over(&rotten, &subject.log);
+        assert!(bytes_of(&rotten).unwrap() == other, "{log}");
+        store.close().unwrap();
+        let (store, rotten) = open(&disk);
+        assert!(bytes_of(&rotten).unwrap() == other, "{log} after a start");
+        store.close().unwrap();
+        taken += 1;
+    }
+    assert!(taken > 2, "{taken}");
 }

@@ -13,6 +13,7 @@ mod inspect;
 mod open;
 mod partitions;
 mod repair;
+mod replace;
 mod support;
 mod take_over;
 mod time;

@@ -15,7 +15,7 @@ const RECORDS: u64 = 40;
 
 /// A disk whose partition has several sealed segments and one that is not, and what the partition holds. A fork of it is
 /// another replica.
-fn replica() -> (FaultyDisk, Vec<Vec<u8>>) {
+pub(super) fn replica() -> (FaultyDisk, Vec<Vec<u8>>) {
     let disk = FaultyDisk::new(1);
     let store = open(&disk);
     let log = store.create_partition(key(0), small_segments()).unwrap();
@@ -30,7 +30,7 @@ fn replica() -> (FaultyDisk, Vec<Vec<u8>>) {
 }
 
 /// A file of a segment; the first is number 0.
-fn file(disk: &FaultyDisk, number: usize, ending: &str) -> String {
+pub(super) fn file(disk: &FaultyDisk, number: usize, ending: &str) -> String {
     let names = disk.list(dir(0).as_ref()).unwrap();
     let mut logs = names
         .iter()
@@ -39,7 +39,7 @@ fn file(disk: &FaultyDisk, number: usize, ending: &str) -> String {
     format!("{}/{log}.{ending}", dir(0))
 }
 
-fn segments(disk: &FaultyDisk) -> usize {
+pub(super) fn segments(disk: &FaultyDisk) -> usize {
     open(&disk.fork(9))
         .partition(key(0))
         .unwrap()
@@ -87,7 +87,7 @@ fn repair(log: &Arc<PartitionLog>, donors: &[&PartitionLog]) -> Result<u64, Repa
     panic!("it never ends: {}", damaged.damage());
 }
 
-fn donor(disk: &FaultyDisk) -> (Store, Arc<PartitionLog>) {
+pub(super) fn donor(disk: &FaultyDisk) -> (Store, Arc<PartitionLog>) {
     let store = open(&disk.fork(2));
     let log = store.partition(key(0)).unwrap();
     (store, log)

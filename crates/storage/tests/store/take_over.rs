@@ -35,7 +35,7 @@ fn source() -> (Store, Arc<PartitionLog>) {
     (store, log)
 }
 
-fn all_of(log: &PartitionLog) -> Manifest {
+pub(super) fn all_of(log: &PartitionLog) -> Manifest {
     let state = log.state();
     log.manifest(state.last.unwrap(), state.end_offset).unwrap()
 }

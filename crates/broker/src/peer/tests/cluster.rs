@@ -3,8 +3,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use quipu_model::{NodeId, Offset};
-use quipu_replication::{Acks, CopyRequest, CopyResponse, Partition, Transport};
-use quipu_storage::RetentionPolicy;
+use quipu_replication::{Acks, CopyRequest, CopyResponse, Partition, SnapshotParts, Transport};
+use quipu_storage::{Manifest, RetentionPolicy};
 
 use super::{LONG, NOW, Node, batch, key, listen};
 
@@ -203,6 +203,33 @@ async fn any_replica_gives_copies_of_what_it_knows_to_be_committed() {
         end: Offset::new(6),
     };
     assert_eq!(copy(1, 5, 7).await, held);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_replica_gives_all_that_it_has_applied_to_one_that_asks_for_it() {
+    let cluster = Cluster::start().await;
+    for bytes in [100, 200_000] {
+        cluster.append(None, bytes).await;
+    }
+    cluster.all_reach(2).await;
+    let links = &cluster.nodes[0].links;
+    for giver in [1, 2] {
+        let target = cluster.nodes[giver].id;
+        let all = loop {
+            // The lane need not stand yet.
+            match links.take_over(target, key(), LONG).await {
+                Ok(all) => break SnapshotParts::from(all),
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        let manifest = Manifest::decode(all.manifest).unwrap();
+        assert_eq!(
+            (all.last, all.next_offset, manifest.end_offset),
+            (Some(manifest.last), Offset::new(2), Offset::new(2))
+        );
+        assert!(all.leader.committed, "{:?}", all.leader);
+    }
     cluster.end().await;
 }
 

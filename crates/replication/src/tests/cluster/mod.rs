@@ -29,7 +29,7 @@ use super::{LONG, at, key, numbered, open_damaged};
 use crate::{
     Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, CopyRequest,
     CopyResponse, Leadership, Origin, Partition, Replicator, SleepOutcome, SleepParts,
-    SleepRequest, SleepResponse, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts,
+    SleepRequest, SleepResponse, SnapshotParts, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts,
     TransferRequest, TransferResponse, Transport, TransportError, VoteOutcome, VoteParts,
     VoteRequest, VoteResponse,
 };
@@ -185,6 +185,17 @@ impl Transport for Wire {
         self.call(target, timeout, |p| async move {
             let answer = p.receive_sleep(request).await?;
             Ok(SleepOutcome::from(answer).into())
+        })
+    }
+    fn take_over(
+        &self,
+        target: NodeId,
+        _: PartitionKey,
+        timeout: Duration,
+    ) -> Called<'_, SnapshotRequest> {
+        self.call(target, timeout, |p| async move {
+            let all = SnapshotParts::from(p.receive_take_over().await?);
+            Ok(SnapshotRequest::from_parts(&all).unwrap())
         })
     }
     fn copy(

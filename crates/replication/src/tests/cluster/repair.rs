@@ -3,12 +3,17 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use quipu_model::{NodeId, Offset};
-use quipu_storage::io::{Disk, FaultyDisk};
+use quipu_storage::{
+    RetentionPolicy,
+    io::{Disk, FaultyDisk},
+};
 use tokio::time::Instant;
 
 use super::{
-    super::{LONG, key},
-    Cluster, node, until_led,
+    super::{LONG, NOW, key},
+    Cluster,
+    catch_up::until,
+    node, until_led,
 };
 use crate::{Origin, Partition};
 
@@ -190,5 +195,51 @@ async fn a_replica_that_no_other_can_help_says_so_and_comes_back_once_one_can() 
     until_sound(partition).await;
     cluster.fill(300, 320).await;
     cluster.hold_the_same(&[1, 2, 3], 0, 320).await;
+    cluster.stop().await;
+}
+
+/// Lets the others delete what a replica with rot cannot repair meanwhile; where the log begins then.
+async fn let_go(cluster: &Cluster) -> Offset {
+    let policy = RetentionPolicy {
+        max_records: Some(100),
+        ..RetentionPolicy::default()
+    };
+    let (_, leader) = cluster.leader().await;
+    let start = leader.enforce_retention(policy, NOW).await.unwrap();
+    let cut = cluster.wires.cut.lock().clone();
+    for (at, member) in &cluster.members {
+        if !cut.contains(at) {
+            until(|| member.partition.start_offset() == start).await;
+        }
+    }
+    start
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_with_rot_in_what_all_others_let_go_takes_their_log_and_serves_again() {
+    let mut cluster = Cluster::start().await;
+    cluster.fill(0, 400).await;
+    cluster.hold_the_same(&[1, 2, 3], 0, 400).await;
+    cluster.checkpoint();
+    let [rotten, other] = cluster.followers().await;
+    cluster.cut_off(rotten);
+    let flipped = cluster.disk(rotten);
+    flipped.flip_bit(log(flipped, 0), 100, 3);
+    find_rot(cluster.at(rotten), 0).await;
+    cluster.fill(400, 600).await;
+    let start = let_go(&cluster).await;
+    assert!(start > Offset::new(400), "{start}");
+    cluster.heal();
+    until_sound(cluster.at(rotten)).await;
+    cluster.fill(600, 620).await;
+    cluster.hold_the_same(&[1, 2, 3], start.get(), 620).await;
+    assert_eq!(cluster.at(rotten).start_offset(), start);
+    assert_eq!(cluster.members[&rotten].replicator.repairs(), 1);
+    // It is a member like the others: with another one away, it makes the majority, before a crash and after.
+    cluster.crash(rotten).await;
+    cluster.cut_off(other);
+    cluster.fill(620, 640).await;
+    cluster.heal();
+    cluster.hold_the_same(&[1, 2, 3], start.get(), 640).await;
     cluster.stop().await;
 }
