@@ -7,10 +7,12 @@
 mod calm;
 mod clock;
 mod cluster;
+mod compaction;
 mod disk;
 mod entropy;
 mod faults;
 mod invariants;
+mod keyed;
 mod liveness;
 mod load;
 mod luck;
@@ -37,6 +39,8 @@ use crate::{mutants::Mutant, run::Plan};
 
 /// Where partitions move to, and come back from.
 const SPARE_NODES: u64 = 2;
+/// Every so many seeds the partitions are compacted.
+const COMPACTED: u64 = 4;
 
 /// Simulates clusters.
 #[derive(Clone, Debug, Parser)]
@@ -86,6 +90,11 @@ impl Options {
             Some(Mutant::ReturnsAsBefore) => 1,
             _ => SPARE_NODES,
         };
+        // Replicas compact at different times: what rots in one, others may hold in other bytes.
+        let compacts = match self.mutant {
+            Some(mutant) => mutant.needs_compaction(),
+            None => !self.rot && seed.is_multiple_of(COMPACTED),
+        };
         Plan {
             seed,
             nodes: replicas + spare_nodes,
@@ -94,7 +103,8 @@ impl Options {
             producers: self.producers,
             faulty: Duration::from_secs_f64(self.minutes_each * 60.0),
             mutant: self.mutant,
-            rot: self.rot,
+            rot: self.rot && !compacts,
+            compacts,
             print: self.print,
         }
     }

@@ -5,9 +5,13 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use bytes::{Bytes, BytesMut};
 use clap::ValueEnum;
 use futures::{StreamExt, channel::mpsc, stream::BoxStream};
-use quipu_model::ProducerEpoch;
+use quipu_model::{
+    ProducerEpoch,
+    batch::{Retained, split_batches},
+};
 use quipu_replication::{AppendOutcome, AppendParts, Partition};
 use quipu_storage::{ControlKind, Payload};
 
@@ -62,6 +66,8 @@ pub(crate) enum Mutant {
     StaysAwake,
     /// What rotted is said to be as it is to be.
     TrustsDisk,
+    /// In the end nothing is shown of one key.
+    ForgetsAKey,
     /// What a repair makes does not take the place of what rotted.
     LeavesRot,
 }
@@ -70,6 +76,11 @@ impl Mutant {
     /// Whether it shows only where bytes rot.
     pub(crate) fn needs_rot(self) -> bool {
         matches!(self, Self::TrustsDisk | Self::LeavesRot)
+    }
+
+    /// Whether it shows only where partitions are compacted.
+    pub(crate) fn needs_compaction(self) -> bool {
+        self == Self::ForgetsAKey
     }
 
     /// The invariants of which one must catch it first.
@@ -128,6 +139,7 @@ impl Mutant {
             // A replica that is changed may be shown to nobody, but copied from.
             Self::TrustsDisk => &["unchanged", "equal", "whole"],
             Self::LeavesRot => &["whole"],
+            Self::ForgetsAKey => &["compacted"],
         }
     }
 }
@@ -163,6 +175,21 @@ pub(crate) fn answer_at_once(
         }
     });
     told.boxed()
+}
+
+/// Leaves out what there is of the first key.
+pub(crate) fn forget_a_key(bytes: &Bytes) -> Bytes {
+    let mut left = BytesMut::new();
+    for batch in split_batches(bytes.clone()).flatten() {
+        let kept = batch.retain(|record| record.key.is_some_and(|key| key != [0; 8]));
+        let batch = match kept {
+            Ok(Retained::All(_)) => batch,
+            Ok(Retained::Some(less, _)) => less,
+            Ok(Retained::None) | Err(_) => continue,
+        };
+        left.extend_from_slice(batch.bytes());
+    }
+    left.freeze()
 }
 
 /// Says of every request that the log agreed with it.
