@@ -2,13 +2,14 @@
 
 use std::{
     fs::File,
-    net::TcpListener,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use quipu_proto::v1::{CreateTopicRequest, admin_client::AdminClient};
 use tempfile::TempDir;
 
@@ -91,10 +92,26 @@ impl Broker {
     /// # Errors
     /// Where the broker refuses for another reason, or has ended.
     pub async fn create_topic(&mut self, name: &str, partitions: u32) -> Result<()> {
+        self.create_topic_with(name, partitions, &[]).await
+    }
+
+    /// The same with settings.
+    ///
+    /// # Errors
+    /// As [`Broker::create_topic`].
+    pub async fn create_topic_with(
+        &mut self,
+        name: &str,
+        partitions: u32,
+        settings: &[(&str, &str)],
+    ) -> Result<()> {
         let mut admin = AdminClient::connect(format!("http://{}", self.address)).await?;
+        let settings = settings.iter();
+        let settings = settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let request = CreateTopicRequest {
             name: name.to_owned(),
             partitions,
+            config: settings.collect(),
             ..CreateTopicRequest::default()
         };
         loop {
@@ -116,6 +133,23 @@ impl Broker {
     /// Host and port of its listener for Kafka clients.
     pub fn kafka_address(&self) -> &str {
         &self.kafka
+    }
+
+    /// What `/metrics` says of a metric without labels.
+    ///
+    /// # Errors
+    /// Where it does not answer, or does not name it.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let mut stream = TcpStream::connect(&self.http)?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let value = answer
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = value.with_context(|| format!("no {name} among the metrics"))?;
+        Ok(value.parse()?)
     }
 
     /// Its process id.

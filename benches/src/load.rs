@@ -174,6 +174,66 @@ pub async fn round_trips(
     Ok(times)
 }
 
+/// Sends one batch to a partition.
+///
+/// # Errors
+/// Where it is refused.
+pub async fn once(
+    client: &mut Client,
+    (topic, partition): (&str, u32),
+    batch: Bytes,
+) -> Result<()> {
+    let request = ProduceRequest {
+        topic: topic.to_owned(),
+        partition,
+        acks: Acks::All.into(),
+        payload: Some(Payload::Batch(batch)),
+        ..ProduceRequest::default()
+    };
+    accepted(&client.produce(request).await?.into_inner())
+}
+
+/// How often batches are sent, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    pub every: Duration,
+    pub length: Duration,
+}
+
+/// Sends batches at a pace, whether or not the broker keeps up: the times from when each was sent to its acknowledgement, in
+/// microseconds.
+///
+/// # Errors
+/// As [`produce`].
+pub async fn paced(mut client: Client, load: Load, pace: Pace) -> Result<Histogram<u64>> {
+    let (send, receive) = mpsc::channel(load.in_flight);
+    let (note, noted) = std::sync::mpsc::channel();
+    let sending = tokio::spawn(async move {
+        let start = Instant::now();
+        let mut ticks = tokio::time::interval(pace.every);
+        for number in 0.. {
+            if ticks.tick().await - start >= pace.length {
+                break;
+            }
+            // Whoever takes them may have failed.
+            let _ = note.send(Instant::now());
+            if send.send(request(&load, number)).await.is_err() {
+                break;
+            }
+        }
+    });
+    let requests = ReceiverStream::new(receive);
+    let mut responses = client.produce_stream(requests).await?.into_inner();
+    let mut times = Histogram::new(3)?;
+    while let Some(response) = responses.message().await? {
+        accepted(&response)?;
+        let sent = noted.recv().context("an answer to nothing")?;
+        times.record(sent.elapsed().as_micros() as u64)?;
+    }
+    sending.await?;
+    Ok(times)
+}
+
 async fn next(responses: &mut Streaming<ProduceResponse>) -> Result<ProduceResponse> {
     responses.message().await?.context("the stream ended early")
 }

@@ -2,9 +2,12 @@
 //! the rounds of both take turns, and the medians of the rounds are compared.
 
 mod client;
+mod commits;
+mod compaction;
 mod connections;
 mod latency;
 mod limits;
+mod members;
 mod partitions;
 mod start;
 mod sustained;
@@ -17,13 +20,16 @@ use anyhow::{Result, bail};
 use crate::{bare::Bare, broker::Broker, disk::Disk, process, report::Report};
 
 /// The scenarios' names, in the order in which they run.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 12] = [
     "limits",
     "throughput",
     "shapes",
     "client",
     "latency",
     "partitions",
+    "members",
+    "commits",
+    "compaction",
     "start",
     "connections",
     "sustained",
@@ -74,11 +80,18 @@ pub async fn run(name: &str, settings: &Settings, report: &mut Report) -> Result
         "client" => client::run(settings, report).await,
         "latency" => latency::run(settings, report).await,
         "partitions" => partitions::run(settings, report).await,
+        "members" => members::run(settings, report).await,
+        "commits" => commits::run(settings, report).await,
+        "compaction" => compaction::run(settings, report).await,
         "start" => start::run(settings, report).await,
         "connections" => connections::run(settings, report).await,
         "sustained" => sustained::run(settings, report).await,
         _ => bail!("no scenario {name}: there are {}", NAMES.join(", ")),
     }
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1}", time.as_secs_f64() * 1000.0)
 }
 
 /// Processor time of server and client per gigabyte, between two looks.

@@ -14,7 +14,8 @@ use std::{
 use parking_lot::Mutex;
 use quipu_model::TopicConfig;
 use quipu_proto::v1::{
-    self, DescribeTopicRequest, admin_client::AdminClient, log_client::LogClient,
+    self, DescribeTopicRequest, admin_client::AdminClient, groups_client::GroupsClient,
+    log_client::LogClient,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{
@@ -96,6 +97,11 @@ pub(crate) fn dial_tcp(config: &ClientConfig) -> Dial {
 
 pub(crate) fn log_client(channel: Channel) -> LogClient<Channel> {
     LogClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// A node may coordinate many groups, and a group may have read many partitions.
+pub(crate) fn groups_client(channel: Channel) -> GroupsClient<Channel> {
+    GroupsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 impl Cluster {

@@ -14,7 +14,7 @@ use futures::{
     future::{BoxFuture, join_all},
 };
 use parking_lot::Mutex;
-use quipu_model::{NodeId, PartitionId, PartitionKey, TopicConfig, TopicId};
+use quipu_model::{CleanupPolicy, NodeId, PartitionId, PartitionKey, TopicConfig, TopicId};
 use quipu_replication::{AppendError, Origin, Partition, Replicator};
 use quipu_storage::{PartitionDamage, Store, StoreConfig, UnrecoveredStore, io::FaultyDisk};
 use tokio::{sync::Notify, time::Instant};
@@ -42,6 +42,16 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 /// So few bytes that followers copy segments often.
 const COPY_BEHIND: u64 = 48 << 10;
 
+/// How many there are, and how the partitions are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) nodes: u64,
+    pub(crate) partitions: u32,
+    /// Of each partition.
+    pub(crate) replicas: usize,
+    pub(crate) compacts: bool,
+}
+
 /// What all parts of a run share.
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
@@ -53,6 +63,8 @@ pub(crate) struct Cluster {
     pub(crate) mutant: Option<Mutant>,
     pub(crate) placement: Placement,
     pub(crate) rot: Rot,
+    /// The partitions are compacted.
+    pub(crate) compacts: bool,
     /// Nobody produces.
     pub(crate) quiet: Arc<AtomicBool>,
     states: Arc<Mutex<BTreeMap<NodeId, Node>>>,
@@ -104,15 +116,10 @@ pub(crate) enum Death {
 }
 
 impl Cluster {
-    pub(crate) fn new(
-        seed: u64,
-        (nodes, partitions, replicas): (u64, u32, usize),
-        trace: Trace,
-        mutant: Option<Mutant>,
-    ) -> Self {
-        let nodes: Vec<NodeId> = (1..=nodes).map(NodeId::new).collect();
+    pub(crate) fn new(seed: u64, shape: Shape, trace: Trace, mutant: Option<Mutant>) -> Self {
+        let nodes: Vec<NodeId> = (1..=shape.nodes).map(NodeId::new).collect();
         let topic = TopicId::from_bytes([7; 16]);
-        let keys = (0..partitions).map(PartitionId::new);
+        let keys = (0..shape.partitions).map(PartitionId::new);
         let keys = keys.map(|partition| PartitionKey { topic, partition });
         let keys: Vec<PartitionKey> = keys.collect();
         let start = Instant::now();
@@ -127,13 +134,14 @@ impl Cluster {
         });
         Self {
             states: Arc::new(Mutex::new(states.collect())),
-            placement: Placement::new(&nodes, &keys, replicas),
+            placement: Placement::new(&nodes, &keys, shape.replicas),
             rot: Rot::default(),
+            compacts: shape.compacts,
             quiet: Arc::default(),
             keys,
             nodes,
             network: Network::new(Luck::stream(seed, 1)),
-            invariants: Invariants::new(trace.clone()),
+            invariants: Invariants::new(trace.clone(), shape.compacts),
             trace,
             mutant,
             luck: Arc::new(Mutex::new(Luck::stream(seed, 2))),
@@ -265,7 +273,9 @@ impl Cluster {
             _ => Origin::Joiner(assignment.settled),
         };
         self.invariants.joined(node, key);
-        let starting = up.replicator.start(key, origin, topic_config());
+        let starting = up
+            .replicator
+            .start(key, origin, topic_config(self.compacts));
         let partition = starting.await?;
         self.network.serve(node, partition.clone());
         up.replicas.lock().insert(key, partition);
@@ -410,14 +420,21 @@ fn store_config() -> StoreConfig {
         checkpoint_bytes: 160 << 10,
         wal_max_bytes: 1 << 20,
         scrub_interval: Duration::from_secs(20),
+        // Fewer than there are keys: most partitions take more than one pass.
+        compaction_memory_bytes: 1000,
         ..StoreConfig::default()
     }
 }
 
-fn topic_config() -> TopicConfig {
+fn topic_config(compacts: bool) -> TopicConfig {
     TopicConfig {
         segment_bytes: 24 << 10,
         index_interval_bytes: 2048,
+        cleanup: CleanupPolicy {
+            delete: !compacts,
+            compact: compacts,
+        },
+        delete_retention_ms: 20_000,
         ..TopicConfig::default()
     }
 }

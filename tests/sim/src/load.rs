@@ -23,6 +23,7 @@ use crate::{
     clock::EPOCH_MS,
     cluster::Cluster,
     invariants::{Acknowledgement, Violation, violated},
+    keyed,
     luck::Luck,
     mutants::Mutant,
     trace::note,
@@ -78,7 +79,7 @@ impl Numbered {
 }
 
 /// What a producer sends under a number: that, and up to a few hundred bytes that follow from it.
-fn value(producer: ProducerId, number: u64) -> Vec<u8> {
+pub(crate) fn value(producer: ProducerId, number: u64) -> Vec<u8> {
     let mut luck = Luck::stream(number, producer.get() as u64);
     let len = match luck.within(0..20) {
         0 => luck.within(0..4000),
@@ -240,6 +241,10 @@ impl Producer {
     fn batch(&self, batch: &Unsent) -> Option<RecordBatch> {
         let mut builder = BatchBuilder::new(Compression::None);
         for number in batch.first..batch.first + u64::from(batch.records) {
+            if self.cluster.compacts {
+                keyed::append(&mut builder, self.id, number);
+                continue;
+            }
             let value = value(self.id, number);
             builder.append(TimestampMs::new(EPOCH_MS), None, Some(&value), &[]);
         }

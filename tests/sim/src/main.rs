@@ -7,10 +7,12 @@
 mod calm;
 mod clock;
 mod cluster;
+mod compaction;
 mod disk;
 mod entropy;
 mod faults;
 mod invariants;
+mod keyed;
 mod liveness;
 mod load;
 mod luck;
@@ -37,6 +39,8 @@ use crate::{mutants::Mutant, run::Plan};
 
 /// Where partitions move to, and come back from.
 const SPARE_NODES: u64 = 2;
+/// Every so many seeds the partitions are compacted.
+const COMPACTED: u64 = 4;
 
 /// Simulates clusters.
 #[derive(Clone, Debug, Parser)]
@@ -88,6 +92,10 @@ impl Options {
         };
         // What else is wrong on purpose is to be caught by what is there for it.
         let rot = self.rot || (self.mutant.is_none() && seed % 5 == 2);
+        let compacts = match self.mutant {
+            Some(mutant) => mutant.needs_compaction(),
+            None => seed.is_multiple_of(COMPACTED),
+        };
         Plan {
             seed,
             nodes: replicas + spare_nodes,
@@ -97,6 +105,7 @@ impl Options {
             faulty: Duration::from_secs_f64(self.minutes_each * 60.0),
             mutant: self.mutant,
             rot,
+            compacts,
             print: self.print,
         }
     }

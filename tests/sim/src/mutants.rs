@@ -5,9 +5,13 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use bytes::{Bytes, BytesMut};
 use clap::ValueEnum;
 use futures::{StreamExt, channel::mpsc, stream::BoxStream};
-use quipu_model::{ProducerEpoch, RaftIndex};
+use quipu_model::{
+    ProducerEpoch, RaftIndex,
+    batch::{Retained, split_batches},
+};
 use quipu_replication::{AppendOutcome, AppendParts, Partition, SnapshotParts};
 use quipu_storage::{ControlKind, Payload};
 
@@ -65,6 +69,8 @@ pub(crate) enum Mutant {
     StaysAwake,
     /// What rotted is said to be as it is to be.
     TrustsDisk,
+    /// In the end nothing is shown of one key.
+    ForgetsAKey,
     /// What a repair makes does not take the place of what rotted.
     LeavesRot,
     /// A replica whose log is to take a damaged one's place lacks the end of what it says it gives.
@@ -80,6 +86,11 @@ impl Mutant {
             self,
             Self::TrustsDisk | Self::LeavesRot | Self::GivesTooLittle | Self::VotesWhileDamaged
         )
+    }
+
+    /// Whether it shows only where partitions are compacted.
+    pub(crate) fn needs_compaction(self) -> bool {
+        self == Self::ForgetsAKey
     }
 
     /// The invariants of which one must catch it first.
@@ -151,6 +162,7 @@ impl Mutant {
             Self::VotesWhileDamaged => {
                 &["acknowledged", "one-leader", "unchanged", "high-watermark"]
             }
+            Self::ForgetsAKey => &["compacted"],
         }
     }
 }
@@ -186,6 +198,21 @@ pub(crate) fn answer_at_once(
         }
     });
     told.boxed()
+}
+
+/// Leaves out what there is of the first key.
+pub(crate) fn forget_a_key(bytes: &Bytes) -> Bytes {
+    let mut left = BytesMut::new();
+    for batch in split_batches(bytes.clone()).flatten() {
+        let kept = batch.retain(|record| record.key.is_some_and(|key| key != [0; 8]));
+        let batch = match kept {
+            Ok(Retained::All(_)) => batch,
+            Ok(Retained::Some(less, _)) => less,
+            Ok(Retained::None) | Err(_) => continue,
+        };
+        left.extend_from_slice(batch.bytes());
+    }
+    left.freeze()
 }
 
 /// Says of every request that the log agreed with it.

@@ -22,8 +22,8 @@ use tokio::{
 
 use crate::{
     calm,
-    cluster::Cluster,
-    entropy, faults,
+    cluster::{Cluster, Shape},
+    compaction, entropy, faults,
     invariants::{
         Violation,
         progress::{self, BECOMES_EQUAL, TAKES_RECORDS},
@@ -33,7 +33,7 @@ use crate::{
     load::{Producer, Progress},
     luck::Luck,
     moves,
-    mutants::Mutant,
+    mutants::{self, Mutant},
     readers::Reader,
     retention, rot,
     trace::Trace,
@@ -55,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) mutant: Option<Mutant>,
     /// Bytes on disks change by themselves.
     pub(crate) rot: bool,
+    /// The partitions are compacted, and nothing is deleted for its age.
+    pub(crate) compacts: bool,
     /// Every line of the trace goes to standard error.
     pub(crate) print: bool,
 }
@@ -123,7 +125,12 @@ async fn simulate(plan: Plan, show: &mpsc::Sender<Trace>) -> Outcome {
     let _ = show.send(trace.clone());
     listen(&trace);
     let start = Instant::now();
-    let shape = (plan.nodes, plan.partitions, plan.replicas);
+    let shape = Shape {
+        nodes: plan.nodes,
+        partitions: plan.partitions,
+        replicas: plan.replicas,
+        compacts: plan.compacts,
+    };
     let cluster = Cluster::new(plan.seed, shape, trace.clone(), plan.mutant);
     let course = Course {
         cluster: cluster.clone(),
@@ -203,7 +210,10 @@ impl Course {
             tokio::spawn(reader.run());
         }
         let producers = self.start_producers();
-        let retention = self.for_each_key(20_000, retention::run);
+        let cleanup = match self.plan.compacts {
+            true => self.for_each_key(20_000, compaction::run),
+            false => self.for_each_key(20_000, retention::run),
+        };
         let mut trouble = self.for_each_key(30_000, moves::ask);
         trouble.extend(self.for_each_key(40_000, transfers::run));
         self.for_each_key(50_000, moves::see_to);
@@ -217,7 +227,7 @@ impl Course {
         sleep(self.plan.faulty).await;
         trouble.iter().for_each(JoinHandle::abort);
         self.heal().await;
-        retention.iter().for_each(JoinHandle::abort);
+        cleanup.iter().for_each(JoinHandle::abort);
         self.take_records(&producers).await;
         rot::wait_whole(cluster).await;
         calm::settle(cluster, self.plan.replicas).await;
@@ -397,7 +407,11 @@ impl Course {
                     self.cluster
                         .invariants
                         .read(key, node, next, read.bytes.clone());
-                    all.extend_from_slice(&read.bytes);
+                    let bytes = match self.plan.mutant {
+                        Some(Mutant::ForgetsAKey) => mutants::forget_a_key(&read.bytes),
+                        _ => read.bytes,
+                    };
+                    all.extend_from_slice(&bytes);
                     next = read.next_offset;
                 }
                 read => {

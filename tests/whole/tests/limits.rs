@@ -11,6 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt};
+use quipu_client::{Client, GroupOffset, Offset};
 use quipu_proto::v1::{
     Acks, CreateTopicRequest, FetchRequest, FetchStreamRequest, ListOffsetsRequest, PlainRecord,
     PlainRecords, ProduceRequest, admin_client::AdminClient, list_offsets_request::At,
@@ -158,6 +160,38 @@ async fn readers_that_never_read_cost_bounded_memory() -> Result<()> {
     let grown = broker.anonymous_bytes()?.saturating_sub(before);
     assert!(grown < BOUND, "{READERS} silent readers cost {grown} bytes");
     drop(readers);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_groups_with_random_names_cost_bounded_memory() -> Result<()> {
+    const GROUPS: u64 = 10_000;
+    const BOUND: u64 = 64 << 20;
+    let dir = scratch()?;
+    let broker = Launch::dev(&dir.path().join("data")).start()?;
+    create_topic(&broker).await?;
+    let client = Client::connect(broker.grpc()).await?;
+    let admin = client.admin();
+    let store = |number: u64| {
+        let random = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let (admin, name) = (admin.clone(), format!("{random:0255x}"));
+        async move {
+            let offset = GroupOffset::new("t", 0, Offset::ZERO);
+            admin.set_group_offsets(&name, &[offset]).await
+        }
+    };
+    store(0).await?;
+    let before = broker.anonymous_bytes()?;
+    let storing = futures::stream::iter(1..GROUPS).map(store);
+    storing
+        .buffer_unordered(64)
+        .try_for_each(|()| std::future::ready(Ok(())))
+        .await?;
+    let grown = broker.anonymous_bytes()?.saturating_sub(before);
+    assert!(grown < BOUND, "{GROUPS} groups cost {grown} bytes");
+    assert_eq!(admin.list_groups().await?.len() as u64, GROUPS);
+    // Others are served as before.
+    append(&mut log(&broker).await?, 0).await?;
     Ok(())
 }
 

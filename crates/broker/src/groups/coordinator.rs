@@ -123,6 +123,8 @@ pub(crate) struct Coordinator {
     /// When groups are to be looked at.
     due: BTreeSet<(Duration, GroupId)>,
     next_sweep: Duration,
+    /// The newest time that was stored when this began, and when that was.
+    began: (TimestampMs, Duration),
 }
 
 impl Coordinator {
@@ -137,6 +139,7 @@ impl Coordinator {
             bytes: 0,
             due: BTreeSet::new(),
             next_sweep: Duration::MAX,
+            began: (TimestampMs::NONE, Duration::ZERO),
         }
     }
 
@@ -219,6 +222,8 @@ impl Coordinator {
     pub(crate) fn begin(&mut self, now: Moment, topics: Arc<TopicsView>, effects: &mut Effects) {
         self.topics = topics;
         self.next_sweep = now.elapsed + Self::SWEEP_INTERVAL;
+        let newest = self.groups.values().filter_map(Group::newest).max();
+        self.began = (newest.unwrap_or(now.wall), now.elapsed);
         for group in self.groups.keys().cloned().collect::<Vec<_>>() {
             // It is of one of the kinds, and nothing is wrong with those of another.
             let _ = self.consumer_event(now, &group, effects, |members, scene| {

@@ -6,7 +6,6 @@ use quipu_model::{LeaderEpoch, Offset, TimestampMs};
 use quipu_proto::v1::{
     CommitOffsetsRequest, DeleteGroupRequest, DeleteOffsetsRequest, DescribeGroupRequest,
     FetchOffsetsRequest, GroupMember, ListGroupsRequest, PartitionOffset, TopicOffsets,
-    groups_client::GroupsClient,
 };
 pub use quipu_proto::v1::{
     DescribeGroupResponse as GroupDescription, GroupListing, MemberDescription, TopicPartitions,
@@ -16,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::coordinator;
 use crate::{
     Admin, Result,
-    cluster::{Cluster, ELECTION, LAST_PAUSE},
+    cluster::{Cluster, ELECTION, LAST_PAUSE, groups_client},
     error::{Error, node_address},
 };
 
@@ -51,13 +50,16 @@ impl GroupOffset {
     }
 }
 
-/// One unary call of the groups' service, on a group's coordinator.
+/// One unary call of the groups' service, on a group's coordinator: the one that is known, where one is given.
 macro_rules! at_coordinator {
-    ($cluster:expr, $group:expr, $method:ident, $request:expr) => {{
+    ($cluster:expr, $group:expr, $method:ident, $request:expr) => {
+        at_coordinator!($cluster, $group, None, $method, $request)
+    };
+    ($cluster:expr, $group:expr, $known:expr, $method:ident, $request:expr) => {{
         let request = $request;
-        coordinator::call($cluster, $group, |channel| {
+        coordinator::call($cluster, $group, $known, |channel| {
             let request = request.clone();
-            async move { GroupsClient::new(channel).$method(request).await }
+            async move { groups_client(channel).$method(request).await }
         })
         .await
     }};
@@ -100,7 +102,7 @@ impl Admin {
     /// # Errors
     /// Where its coordinator does not answer.
     pub async fn group_offsets(&self, group: &str) -> Result<Vec<GroupOffset>> {
-        fetch_offsets(self.cluster(), group, &[]).await
+        fetch_offsets(self.cluster(), group, None, &[]).await
     }
 
     /// Sets how far a group has read. The group must have no members.
@@ -108,7 +110,7 @@ impl Admin {
     /// # Errors
     /// Where it has members, or an offset is refused; others may be stored then.
     pub async fn set_group_offsets(&self, group: &str, offsets: &[GroupOffset]) -> Result<()> {
-        commit_offsets(self.cluster(), group, None, offsets).await
+        commit_offsets(self.cluster(), group, None, None, offsets).await
     }
 
     /// Forgets how far a group has read these partitions. The group must have no members.
@@ -145,7 +147,7 @@ async fn list_at(cluster: &Cluster, address: &str) -> Result<Vec<GroupListing>> 
     loop {
         let listed = cluster
             .call_at(address, |channel| async move {
-                GroupsClient::new(channel)
+                groups_client(channel)
                     .list_groups(ListGroupsRequest {})
                     .await
             })
@@ -161,13 +163,14 @@ async fn list_at(cluster: &Cluster, address: &str) -> Result<Vec<GroupListing>> 
 pub(super) async fn fetch_offsets(
     cluster: &Cluster,
     group: &str,
+    coordinator: Option<Box<str>>,
     partitions: &[(&str, u32)],
 ) -> Result<Vec<GroupOffset>> {
     let request = FetchOffsetsRequest {
         group: group.to_owned(),
         topics: by_topic(partitions),
     };
-    let fetched = at_coordinator!(cluster, group, fetch_offsets, request)?;
+    let fetched = at_coordinator!(cluster, group, coordinator, fetch_offsets, request)?;
     let mut offsets = Vec::new();
     for TopicOffsets { topic, partitions } in fetched.topics {
         offsets.extend(partitions.into_iter().map(|found| GroupOffset {
@@ -186,6 +189,7 @@ pub(super) async fn fetch_offsets(
 pub(super) async fn commit_offsets(
     cluster: &Cluster,
     group: &str,
+    coordinator: Option<Box<str>>,
     member: Option<GroupMember>,
     offsets: &[GroupOffset],
 ) -> Result<()> {
@@ -209,7 +213,7 @@ pub(super) async fn commit_offsets(
         member,
         topics: topics.collect(),
     };
-    let answer = at_coordinator!(cluster, group, commit_offsets, request)?;
+    let answer = at_coordinator!(cluster, group, coordinator, commit_offsets, request)?;
     let refused = answer.refused.into_iter().find_map(|refused| refused.error);
     match refused {
         None => Ok(()),

@@ -2,32 +2,33 @@
 
 use std::{future::Future, time::Duration};
 
-use quipu_proto::v1::{FindCoordinatorRequest, groups_client::GroupsClient};
+use quipu_proto::v1::FindCoordinatorRequest;
 use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 
 use crate::{
     Result,
     backoff::backoff,
-    cluster::{Cluster, FIRST_PAUSE, LAST_PAUSE},
+    cluster::{Cluster, FIRST_PAUSE, LAST_PAUSE, groups_client},
     error::{Error, node_address},
 };
 
 /// For how long a group between two coordinators is asked again: longer than any election and the loading after it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Asks the coordinator of a group, and the next one where it is another by now. What is asked may be repeated: it does the same
-/// however often it is done.
+/// Asks the coordinator of a group, the one that is known if one is, and the next one where it is another by now. What is asked may be
+/// repeated: it does the same however often it is done.
 pub(super) async fn call<T, F>(
     cluster: &Cluster,
     group: &str,
+    known: Option<Box<str>>,
     call: impl Fn(Channel) -> F,
 ) -> Result<T>
 where
     F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 {
     let give_up_at = Instant::now() + PATIENCE;
-    let (mut hint, mut attempt) = (None, 0);
+    let (mut hint, mut attempt) = (known, 0);
     loop {
         let address = match hint.take() {
             Some(address) => Ok(address),
@@ -58,7 +59,7 @@ pub(super) async fn find(cluster: &Cluster, group: &str) -> Result<Box<str>> {
     };
     let finding = cluster.call(|channel| {
         let request = request.clone();
-        async move { GroupsClient::new(channel).find_coordinator(request).await }
+        async move { groups_client(channel).find_coordinator(request).await }
     });
     let found = finding.await?.coordinator.and_then(node_address);
     found.ok_or_else(|| Error::malformed("the broker's answer lacks the coordinator it speaks of"))

@@ -11,8 +11,7 @@ use std::{
 use quipu_model::Offset;
 use quipu_proto::v1::{
     GroupMember, JoinGroup, LeaveGroup, ReleasePartitions, SessionHeartbeat, SessionRequest,
-    TopicPartitions, groups_client::GroupsClient, session_request::Request,
-    session_response::Response,
+    TopicPartitions, session_request::Request, session_response::Response,
 };
 use tokio::{
     sync::mpsc,
@@ -32,7 +31,7 @@ use crate::{
     OffsetAt, Result, Start,
     admin::list_offset,
     backoff::backoff,
-    cluster::{FIRST_PAUSE, LAST_PAUSE},
+    cluster::{FIRST_PAUSE, LAST_PAUSE, groups_client},
     error::{Error, ErrorReason, Outcome},
 };
 
@@ -166,6 +165,7 @@ impl Driver {
         loop {
             let joined_before = self.lease;
             let ended = self.attend().await;
+            self.progress.set_coordinator(None);
             match ended {
                 Ended::Left => return,
                 Ended::Out => {
@@ -339,7 +339,7 @@ impl Driver {
         };
         // There is room for the first.
         let _ = requests.send(join).await;
-        let opened = GroupsClient::new(channel)
+        let opened = groups_client(channel)
             .session(ReceiverStream::new(receiver))
             .await;
         let failed = |status: &tonic::Status| Error::from_status(&address, status);
@@ -353,6 +353,7 @@ impl Driver {
                 let milliseconds = |ms: u32| Duration::from_millis(u64::from(ms.max(1)));
                 self.session_timeout = milliseconds(joined.session_timeout_ms);
                 self.lease = Some(sent_at + self.session_timeout);
+                self.progress.set_coordinator(Some(address.clone()));
                 Ok(Session {
                     requests,
                     responses,
@@ -546,7 +547,8 @@ async fn beginning(
     start: Start,
 ) -> Result<Offset> {
     let (cluster, group) = (progress.cluster(), progress.group());
-    let stored = fetch_offsets(cluster, group, &[(topic.as_ref(), *partition)]).await?;
+    let named = [(topic.as_ref(), *partition)];
+    let stored = fetch_offsets(cluster, group, progress.coordinator(), &named).await?;
     if let Some(stored) = stored.first() {
         return Ok(stored.offset);
     }

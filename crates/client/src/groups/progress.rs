@@ -33,6 +33,8 @@ pub(super) struct Progress {
     cluster: Arc<Cluster>,
     group: String,
     member: Mutex<GroupMember>,
+    /// Who coordinates the group, as long as the member's session is open there.
+    coordinator: Mutex<Option<Box<str>>>,
     places: Mutex<HashMap<TopicPartition, Place>>,
     /// Offsets are stored one after the other: none may overtake another.
     storing: AsyncMutex<()>,
@@ -48,6 +50,7 @@ impl Progress {
             cluster,
             group,
             member: Mutex::default(),
+            coordinator: Mutex::default(),
             places: Mutex::default(),
             storing: AsyncMutex::default(),
             busy_since: Mutex::default(),
@@ -69,6 +72,14 @@ impl Progress {
 
     pub(super) fn set_member(&self, member: GroupMember) {
         *self.member.lock() = member;
+    }
+
+    pub(super) fn coordinator(&self) -> Option<Box<str>> {
+        self.coordinator.lock().clone()
+    }
+
+    pub(super) fn set_coordinator(&self, address: Option<Box<str>>) {
+        *self.coordinator.lock() = address;
     }
 
     /// Reading of a partition begins.
@@ -149,7 +160,8 @@ impl Progress {
         });
         let named: Vec<_> = named.collect();
         let member = Some(self.member());
-        commit_offsets(&self.cluster, &self.group, member, &named).await?;
+        let coordinator = self.coordinator();
+        commit_offsets(&self.cluster, &self.group, coordinator, member, &named).await?;
         let mut places = self.places.lock();
         for (partition, offset) in offsets {
             if let Some(place) = places.get_mut(partition) {

@@ -3,6 +3,7 @@
 mod acknowledged;
 pub(crate) mod agreed;
 mod caught_up;
+mod compacted;
 mod configurations;
 mod equal;
 pub(crate) mod handover;
@@ -49,6 +50,7 @@ pub(crate) fn violated<T>(invariant: &'static str, detail: String) -> Result<T, 
 pub(crate) struct Invariants {
     state: Arc<Mutex<State>>,
     trace: Trace,
+    compacts: bool,
     broken: Arc<Notify>,
 }
 
@@ -67,15 +69,17 @@ struct Partition {
     once: once::Once,
     order: order::Order,
     acknowledged: acknowledged::Acknowledged,
+    compacted: compacted::Compacted,
     marks: high_watermark::Marks,
     configurations: configurations::Configurations,
 }
 
 impl Invariants {
-    pub(crate) fn new(trace: Trace) -> Self {
+    pub(crate) fn new(trace: Trace, compacts: bool) -> Self {
         Self {
             state: Arc::default(),
             trace,
+            compacts,
             broken: Arc::default(),
         }
     }
@@ -121,6 +125,9 @@ impl Invariants {
     pub(crate) fn acknowledged(&self, key: PartitionKey, acknowledgement: Acknowledgement) {
         self.check(key, |partition| {
             partition.marks.acknowledged(&acknowledgement);
+            if self.compacts {
+                return partition.compacted.told(&acknowledgement);
+            }
             partition.acknowledged.told(acknowledgement, &partition.log)
         });
     }
@@ -178,12 +185,18 @@ impl Invariants {
 
     /// A reader at a node was given `bytes` where it asked for records from `from` on.
     pub(crate) fn read(&self, key: PartitionKey, node: NodeId, from: Offset, bytes: Bytes) {
-        self.check(key, |partition| partition.read(node, from, bytes));
+        self.check(key, |partition| match self.compacts {
+            true => partition.read_compacted(node, from, bytes),
+            false => partition.read(node, from, bytes),
+        });
     }
 
-    /// The end of a run: all replicas hold the same bytes, and all that was ever acknowledged.
+    /// The end of a run: all replicas hold the same bytes, and all that was ever acknowledged; or, of each key, the same record.
     pub(crate) fn ended(&self, key: PartitionKey, logs: &BTreeMap<NodeId, Bytes>) {
         self.check(key, |partition| {
+            if self.compacts {
+                return partition.compacted.ended(logs);
+            }
             equal::check(logs)?;
             partition.acknowledged.ended(&partition.log)
         });
@@ -200,7 +213,9 @@ impl Invariants {
     pub(crate) fn acknowledged_records(&self) -> u64 {
         let state = self.state.lock();
         let partitions = state.partitions.values();
-        partitions.map(|p| p.acknowledged.records()).sum()
+        partitions
+            .map(|p| p.acknowledged.records() + p.compacted.acknowledged())
+            .sum()
     }
 }
 
@@ -223,6 +238,23 @@ impl Partition {
                 self.order.appended(&batch, &numbered)?;
                 self.acknowledged.appended(&batch, &numbered)?;
             }
+        }
+        Ok(())
+    }
+
+    fn read_compacted(&mut self, node: NodeId, from: Offset, bytes: Bytes) -> Check {
+        let mut next = None;
+        for batch in split_batches(bytes) {
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => {
+                    let detail = format!("node {node} at {from}: {error}");
+                    return violated(unchanged::NAME, detail);
+                }
+            };
+            order::goes_on(node, from, next, &batch)?;
+            next = Some(batch.header().next_offset());
+            self.compacted.seen(&batch)?;
         }
         Ok(())
     }

@@ -55,3 +55,21 @@ pub(super) fn follows(
         format!("node {node} shows offsets {base} to {end} where {due} was due"),
     )
 }
+
+/// The same where records may be gone: the first batch holds what was due or comes after it.
+pub(super) fn goes_on(
+    node: NodeId,
+    from: Offset,
+    next: Option<Offset>,
+    batch: &RecordBatch,
+) -> Check {
+    let (base, end) = (batch.header().base_offset, batch.header().next_offset());
+    if end > from && next.is_none_or(|next| base >= next) {
+        return Ok(());
+    }
+    let due = next.unwrap_or(from);
+    violated(
+        NAME,
+        format!("node {node} shows offsets {base} to {end} where {due} was due"),
+    )
+}

@@ -52,6 +52,13 @@ impl Group {
         self.offsets.is_empty() && matches!(self.members, Members::None)
     }
 
+    /// The newest time that is stored of it.
+    pub(super) fn newest(&self) -> Option<TimestampMs> {
+        let offsets = self.offsets.iter();
+        let committed = offsets.map(|(_, value)| value.at);
+        committed.chain(self.empty_since).max()
+    }
+
     pub(super) fn has_members(&self) -> bool {
         match &self.members {
             Members::None => false,

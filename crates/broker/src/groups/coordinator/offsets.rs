@@ -147,10 +147,14 @@ impl Coordinator {
         }
     }
 
-    /// Forgets what is older than offsets are kept.
+    /// Forgets what is older than offsets are kept. Nothing grows old by a clock that is set ahead: no later is it than the newest
+    /// time that was stored when this began, and as long after as this has gone on.
     pub(super) fn sweep(&mut self, now: Moment, effects: &mut Effects) {
-        let retention = i64::try_from(self.limits.offsets_retention.as_millis());
-        let oldest = now.wall.get().saturating_sub(retention.unwrap_or(i64::MAX));
+        let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let (newest, began) = self.began;
+        let passed = milliseconds(now.elapsed.saturating_sub(began));
+        let now = now.wall.get().min(newest.get().saturating_add(passed));
+        let oldest = now.saturating_sub(milliseconds(self.limits.offsets_retention));
         let oldest = TimestampMs::new(oldest);
         self.forget_offsets(effects, |group, partition, value| {
             !group.keeps(partition, value.at, oldest)

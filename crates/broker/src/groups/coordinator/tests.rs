@@ -152,6 +152,32 @@ fn bytes_are_bounded() {
 }
 
 #[test]
+fn a_clock_that_is_years_off_forgets_nothing() {
+    let mut coordinator = small();
+    let mut effects = Effects::default();
+    commit(&mut coordinator, 1, "g", &[(0, 5)], &mut effects).unwrap();
+    let years_off = |seconds, years: i64| Moment {
+        wall: TimestampMs::new(years * 365 * 24 * 3600 * 1000),
+        ..at(seconds)
+    };
+    for (seconds, years) in [(61, 10), (122, -10)] {
+        coordinator.tick(years_off(seconds, years), &mut effects);
+        assert_eq!(stored(&coordinator, "g"), [(0, 5)]);
+    }
+    // Nor does one with such a clock that takes over.
+    let mut next = Coordinator::new(coordinator.limits.clone());
+    for record in effects.records.drain(..) {
+        next.replay(record);
+    }
+    next.begin(years_off(200, 10), Arc::default(), &mut effects);
+    next.tick(years_off(261, 10), &mut effects);
+    assert_eq!(stored(&next, "g"), [(0, 5)]);
+    // By and by they are as old as they may be.
+    next.tick(years_off(200 + 3662, 10), &mut effects);
+    assert_eq!(next.list(), []);
+}
+
+#[test]
 fn offsets_that_nobody_renews_expire() {
     let mut coordinator = small();
     let mut effects = Effects::default();

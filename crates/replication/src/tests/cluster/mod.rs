@@ -29,9 +29,9 @@ use super::{LONG, at, key, numbered, open_damaged};
 use crate::{
     Acks, AppendAnswers, AppendError, AppendOutcome, AppendRequest, Called, CopyRequest,
     CopyResponse, Leadership, Origin, Partition, Replicator, SleepOutcome, SleepParts,
-    SleepRequest, SleepResponse, SnapshotParts, SnapshotRequest, SnapshotResponse, TransferOutcome, TransferParts,
-    TransferRequest, TransferResponse, Transport, TransportError, VoteOutcome, VoteParts,
-    VoteRequest, VoteResponse,
+    SleepRequest, SleepResponse, SnapshotParts, SnapshotRequest, SnapshotResponse, TransferOutcome,
+    TransferParts, TransferRequest, TransferResponse, Transport, TransportError, VoteOutcome,
+    VoteParts, VoteRequest, VoteResponse,
 };
 
 /// Carries messages within the process, except to and from nodes that are cut off.
