@@ -56,8 +56,10 @@ fn who_subscribes_to_nothing_is_refused() {
             ..World::spec(None)
         },
     };
-    let joined =
-        world.event(|coordinator, group, now, effects| coordinator.join(now, group, join, effects));
+    let joined = world.event(
+        |coordinator, group, now, effects| coordinator.join(now, group, join, effects),
+        |_| None,
+    );
     assert!(matches!(joined, Err(GroupError::Invalid(_))));
 }
 

@@ -63,7 +63,7 @@ pub(super) struct Sent {
 }
 
 /// What is heard once what an event came to is stored.
-enum News {
+pub(super) enum News {
     Told(MemberId, Notice),
     /// A join, or a sign of life, of this moment was taken in.
     Heard(MemberId, Duration),
