@@ -75,6 +75,7 @@ impl Follower {
         follower
     }
 
+    /// The first answer to a call, once its last has come.
     async fn asked(&mut self, kind: Kind) -> answer::Kind {
         self.calls += 1;
         let request = Request {
@@ -88,11 +89,19 @@ impl Follower {
             ..Requests::default()
         };
         self.caller.take(message).unwrap();
-        let answers = tokio::time::timeout(LONG, self.caller.answers()).await;
-        let mut answers = answers.unwrap().unwrap().answers;
-        assert_eq!(answers.len(), 1, "{answers:?}");
-        assert_eq!(answers[0].call, self.calls);
-        answers.remove(0).kind.unwrap()
+        let mut first = None;
+        loop {
+            let given = tokio::time::timeout(LONG, self.caller.answers()).await;
+            for given in given.unwrap().unwrap().answers {
+                assert_eq!(given.call, self.calls);
+                let kind = given.kind.unwrap();
+                let over = !matches!(kind, answer::Kind::Append(_));
+                let first = first.get_or_insert(kind);
+                if over {
+                    return first.clone();
+                }
+            }
+        }
     }
 
     async fn appended(&mut self, kind: Kind) -> Result<Outcome, String> {
@@ -144,12 +153,9 @@ async fn a_leader_or_candidate_of_an_earlier_term_is_told_of_the_later_one() {
 #[tokio::test]
 async fn entries_that_follow_what_is_not_here_are_not_taken() {
     let mut follower = Follower::start().await;
-    for previous in [id(5, 7), id(4, 1)] {
-        let next = id(5, previous.index + 1);
-        let append = append(5, previous, vec![entry(next, 1)]);
-        let outcome = follower.appended(append).await.unwrap();
-        assert_eq!(outcome, Outcome::Conflict(previous));
-    }
+    let append = append(5, id(5, 7), vec![entry(id(5, 8), 1)]);
+    let outcome = follower.appended(append).await.unwrap();
+    assert_eq!(outcome, Outcome::Conflict(id(5, 7)));
     follower.goes_on().await;
 }
 
