@@ -131,7 +131,7 @@ impl Follower {
 #[tokio::test]
 async fn a_leader_or_candidate_of_an_earlier_term_is_told_of_the_later_one() {
     let mut follower = Follower::start().await;
-    let append = append(4, HELD, vec![entry(id(4, 2), 1)]);
+    let append = append(4, id(4, 1), vec![entry(id(4, 2), 1)]);
     let outcome = follower.appended(append).await.unwrap();
     assert_eq!(outcome, Outcome::HigherVote(vote(5)));
     let candidate = VoteRequest {
