@@ -9,7 +9,7 @@ import time
 
 from tools import sh
 
-PATIENCE = 60
+PATIENCE = 180
 # As Kafka's own start script has them.
 JVM = [
     "-Xms1G",
