@@ -91,9 +91,6 @@ async fn beat(
     if let LEAVES | LEAVES_FOR_A_WHILE = request.member_epoch {
         let comes_back = request.member_epoch == LEAVES_FOR_A_WHILE;
         let instance = own(&request.instance_id);
-        if comes_back && instance.is_none() {
-            return Err(invalid("only one with an instance id leaves for a while"));
-        }
         let departing = client
             .front
             .depart_group(group, member, instance, comes_back);

@@ -13,7 +13,7 @@ use crate::{
     dispatch::Client,
     error::ErrorCode,
     wire::{
-        Text,
+        Text, Uuid,
         messages::{
             metadata_request::{MetadataRequest, MetadataRequestTopic},
             metadata_response::{
@@ -114,9 +114,11 @@ async fn named_topic(
     topic: MetadataRequestTopic,
     creates: bool,
 ) -> MetadataResponseTopic {
+    let is_id = topic.topic_id != Uuid::default();
     let name = match topic.name {
-        Some(name) => name,
-        None => match name_of(&client.front, &topic.topic_id) {
+        // Java's client asks by an id beside an empty name.
+        Some(name) if !name.is_empty() || !is_id => name,
+        _ => match name_of(&client.front, &topic.topic_id) {
             Ok(name) => name,
             Err(error) => {
                 return MetadataResponseTopic {

@@ -20,6 +20,7 @@ const DESCRIBE_VERSION: i16 = 1;
 const LIST_VERSION: i16 = 5;
 const DESCRIBE_CLASSIC_VERSION: i16 = 6;
 const LEAVE_VERSION: i16 = 0;
+const METADATA_BY_ID_VERSION: i16 = 12;
 /// The first in which a member says who it is.
 const MEMBERS_FETCH_VERSION: i16 = 9;
 
@@ -334,8 +335,6 @@ fn heartbeats_that_are_none_are_refused_each_with_its_error() {
             },
             some,
             negative,
-            // It has no instance id to come back with.
-            goes_on(-2),
         ] {
             client.refused(request, ErrorCode::InvalidRequest).await;
         }
@@ -376,14 +375,15 @@ fn heartbeats_that_are_none_are_refused_each_with_its_error() {
         client
             .refused(second.clone(), ErrorCode::UnreleasedInstanceId)
             .await;
-        let pause = ConsumerGroupHeartbeatRequest {
+        // franz-go does not say its instance id again.
+        assert_eq!(client.beat(&goes_on(-2)).await.member_epoch, -2);
+        let back = client.beat(&second).await;
+        assert_eq!(back.assignment.unwrap().topic_partitions.len(), 1);
+        let late = ConsumerGroupHeartbeatRequest {
             instance_id: text("one"),
             ..goes_on(-2)
         };
-        assert_eq!(client.beat(&pause).await.member_epoch, -2);
-        let back = client.beat(&second).await;
-        assert_eq!(back.assignment.unwrap().topic_partitions.len(), 1);
-        client.refused(pause, ErrorCode::FencedInstanceId).await;
+        client.refused(late, ErrorCode::FencedInstanceId).await;
     });
 }
 
@@ -399,6 +399,38 @@ fn who_has_no_id_is_given_one_in_the_first_version() {
         let joined = client.beat_in(0, &anonymous).await;
         assert_eq!(joined.error_code, 0);
         assert!(joined.member_id.is_some_and(|id| !id.is_empty()));
+    });
+}
+
+#[test]
+fn a_topic_is_found_by_its_id_beside_an_empty_name() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        let id = client
+            .beat(&joins())
+            .await
+            .assignment
+            .unwrap()
+            .topic_partitions[0]
+            .topic_id;
+        let request = MetadataRequest {
+            topics: Some(vec![MetadataRequestTopic {
+                topic_id: id,
+                name: Some("".into()),
+            }]),
+            ..MetadataRequest::default()
+        };
+        let which = (MetadataRequest::KEY, METADATA_BY_ID_VERSION);
+        let mut body = client
+            .answered(which, |w| request.encode(w, METADATA_BY_ID_VERSION))
+            .await;
+        let response = MetadataResponse::decode(&mut body, METADATA_BY_ID_VERSION).unwrap();
+        let topic = &response.topics[0];
+        assert_eq!(
+            (topic.error_code, topic.name.as_deref()),
+            (0, Some("orders"))
+        );
     });
 }
 

@@ -133,7 +133,7 @@ impl ConsumerGroup {
     /// A member leaves. Where it comes back, what it owns is kept for its instance.
     ///
     /// # Errors
-    /// Where it is not known.
+    /// Where it is not known, or has no instance id to come back with.
     pub(in crate::groups) fn depart(
         &mut self,
         scene: &mut Scene<'_>,
@@ -141,9 +141,14 @@ impl ConsumerGroup {
         instance: Option<&str>,
         comes_back: bool,
     ) -> Result<(), GroupError> {
-        self.identify(id, instance)?;
+        let known = self.identify(id, instance)?;
         if !comes_back {
             return self.leave(scene, id);
+        }
+        if known.spec.instance.is_none() {
+            return Err(GroupError::Invalid(
+                "only one with an instance id leaves for a while".to_owned(),
+            ));
         }
         let mut changes = Changes::default();
         self.start_anew(id, &mut changes);

@@ -137,6 +137,11 @@ fn who_does_not_let_go_in_time_is_out_and_who_leaves_is_at_once() {
     assert_eq!(world.clients[&first].epoch, 0);
     world.settle();
     world.check_balanced();
+    let group = world.group.clone();
+    let paused = world.event(|coordinator, _, now, effects| {
+        coordinator.depart(now, &group, (&first, None), true, effects)
+    });
+    assert!(matches!(paused, Err(GroupError::Invalid(_))));
     world.depart(&first, false).unwrap();
     assert!(world.depart(&first, false).is_err());
     world.settle();
