@@ -9,16 +9,13 @@ use bytes::{Bytes, BytesMut};
 use clap::ValueEnum;
 use futures::{StreamExt, channel::mpsc, stream::BoxStream};
 use quipu_model::{
-    ProducerEpoch, RaftIndex,
+    ProducerEpoch,
     batch::{Retained, split_batches},
 };
-use quipu_replication::{AppendOutcome, AppendParts, Partition, SnapshotParts};
+use quipu_replication::{AppendOutcome, AppendParts, Partition};
 use quipu_storage::{ControlKind, Payload};
 
 use crate::wire::{Outcomes, receive};
-
-/// Where a manifest tells the index of its last entry.
-const LAST_INDEX: usize = 10;
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -73,19 +70,12 @@ pub(crate) enum Mutant {
     ForgetsAKey,
     /// What a repair makes does not take the place of what rotted.
     LeavesRot,
-    /// A replica whose log is to take a damaged one's place lacks the end of what it says it gives.
-    GivesTooLittle,
-    /// A damaged replica votes for everyone who asks.
-    VotesWhileDamaged,
 }
 
 impl Mutant {
     /// Whether it shows only where bytes rot.
     pub(crate) fn needs_rot(self) -> bool {
-        matches!(
-            self,
-            Self::TrustsDisk | Self::LeavesRot | Self::GivesTooLittle | Self::VotesWhileDamaged
-        )
+        matches!(self, Self::TrustsDisk | Self::LeavesRot)
     }
 
     /// Whether it shows only where partitions are compacted.
@@ -149,19 +139,6 @@ impl Mutant {
             // A replica that is changed may be shown to nobody, but copied from.
             Self::TrustsDisk => &["unchanged", "equal", "whole"],
             Self::LeavesRot => &["whole"],
-            // What comes after what it lacks does not fit behind what it has.
-            Self::GivesTooLittle => &[
-                "acknowledged",
-                "unchanged",
-                "equal",
-                "panic",
-                "agreed",
-                "caught-up",
-                "progress",
-            ],
-            Self::VotesWhileDamaged => {
-                &["acknowledged", "one-leader", "unchanged", "high-watermark"]
-            }
             Self::ForgetsAKey => &["compacted"],
         }
     }
@@ -223,17 +200,6 @@ pub(crate) fn claim_all(partition: Partition, parts: BoxStream<'static, AppendPa
         answer => answer,
     };
     answers.map(claim).boxed()
-}
-
-/// Says that the log goes on further than it does.
-pub(crate) fn give_too_little(all: &mut SnapshotParts) {
-    const MORE: u64 = 40;
-    if let Some(last) = &mut all.last {
-        last.index = RaftIndex::new(last.index.get() + MORE);
-        let mut manifest = all.manifest.to_vec();
-        manifest[LAST_INDEX..LAST_INDEX + 8].copy_from_slice(&last.index.get().to_le_bytes());
-        all.manifest = manifest.into();
-    }
 }
 
 /// Leaves out the old voters where a change asks for both majorities.

@@ -103,25 +103,17 @@ impl Wire {
                 let trace = &cluster.trace;
                 let what = if before { "would vote" } else { "vote" };
                 let candidate = parts.candidate;
-                let votes_damaged = mutant == Some(Mutant::VotesWhileDamaged);
                 note!(
                     trace,
                     "{from}>{to} p{part} {what} {candidate:?} last {:?}",
                     parts.last
                 );
                 let answer = if before {
-                    partition.receive_pre_vote(parts.into()).await
+                    partition.receive_pre_vote(parts.into()).await?
                 } else {
-                    partition.receive_vote(parts.into()).await
+                    partition.receive_vote(parts.into()).await?
                 };
-                let mut outcome = match answer {
-                    Err(_) if partition.damage().is_some() && votes_damaged => VoteOutcome {
-                        vote: candidate,
-                        granted: true,
-                        last: None,
-                    },
-                    answer => VoteOutcome::from(answer?),
-                };
+                let mut outcome = VoteOutcome::from(answer);
                 if outcome.granted {
                     cluster.invariants.takes_part(key, to);
                 }
@@ -345,10 +337,7 @@ impl Transport for Wire {
         self.call(target, key, within, move |partition| {
             let cluster = cluster.clone();
             async move {
-                let mut all = SnapshotParts::from(partition.receive_take_over().await?);
-                if cluster.mutant == Some(Mutant::GivesTooLittle) {
-                    mutants::give_too_little(&mut all);
-                }
+                let all = SnapshotParts::from(partition.receive_take_over().await?);
                 note!(cluster.trace, "{target}>{from} p{part} gives {all:?}");
                 SnapshotRequest::from_parts(&all)
                     .map_err(|error| AppendError::Fatal(error.to_string()))
