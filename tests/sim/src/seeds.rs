@@ -191,9 +191,11 @@ fn show(options: &Options, seed: u64, report: Report) -> Report {
 pub(crate) fn mutants(options: &Options) -> anyhow::Result<bool> {
     let mut all_caught = true;
     for mutant in Mutant::value_variants() {
+        if mutant.needs_rot() && !options.rot {
+            continue;
+        }
         let mut caught = None;
         let mut options = options.clone();
-        options.rot |= mutant.needs_rot();
         // What it breaks takes two moves and a replica that misses both.
         if *mutant == Mutant::ReturnsAsBefore {
             options.minutes_each *= 5.0;
