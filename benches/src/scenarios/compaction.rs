@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Keys of each topic that is compacted, each written twice.
-const KEYS: u64 = 300_000;
+const KEYS: u64 = 600_000;
 const RECORDS: u64 = 1000;
 const VALUE_BYTES: usize = 300;
 /// Batches that producers send meanwhile.
@@ -27,7 +27,7 @@ const PACE: Pace = Pace {
     every: Duration::from_millis(1),
     length: Duration::from_secs(8),
 };
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 const READ: &str = "quipu_storage_compaction_read_bytes_total";
 const WRITTEN: &str = "quipu_storage_compaction_written_bytes_total";
 const PASSES: &str = "quipu_storage_compaction_passes_total";
