@@ -63,7 +63,12 @@ impl Client {
         loop {
             let mut body = self.answered(which, |w| request.encode(w, version)).await;
             let response = ConsumerGroupHeartbeatResponse::decode(&mut body, version).unwrap();
-            if response.error_code != ErrorCode::CoordinatorLoadInProgress.code() {
+            // Until the groups' partition, which the first of them creates, is led.
+            let passing = [
+                ErrorCode::NotCoordinator,
+                ErrorCode::CoordinatorLoadInProgress,
+            ];
+            if !passing.map(ErrorCode::code).contains(&response.error_code) {
                 return response;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
