@@ -271,6 +271,7 @@ impl Partition {
                     tokio::time::sleep(ROOM_PAUSE).await;
                 }
                 Err(ReserveError::Failed(failure)) => return Err(failure.into()),
+                Err(ReserveError::Damaged(damage)) => return Err(self.damaged(damage)),
                 Err(error) => {
                     if let ReserveError::DiskFull { .. } = error {
                         self.inner().metrics.note_no_room(&error);

@@ -198,16 +198,28 @@ impl Partition {
 
     pub(crate) fn running(&self) -> Result<Running, AppendError> {
         if let Some(damage) = self.log().damage() {
-            // Other replicas go on.
-            return Err(match self.is_alone() {
-                true => ReserveError::Damaged(damage).into(),
-                false => self.not_leader(None),
-            });
+            return Err(self.damaged(damage));
         }
         match &*self.inner.replica.read() {
             Replica::Running(running) => Ok(running.clone()),
             Replica::Failed(_) | Replica::Damaged { .. } => Err(self.not_leader(None)),
             Replica::Ended => Err(self.ended()),
+        }
+    }
+
+    /// Where there are other replicas, one of them leads soon.
+    pub(crate) fn damaged(&self, damage: Arc<PartitionDamage>) -> AppendError {
+        match self.is_alone() {
+            true => ReserveError::Damaged(damage).into(),
+            false => self.not_leader(None),
+        }
+    }
+
+    fn log_error(&self, error: LogError) -> AppendError {
+        match error {
+            LogError::Damaged(damage) => self.damaged(damage),
+            LogError::Failed(failure) => failure.into(),
+            error @ LogError::Discontinuous { .. } => AppendError::Fatal(error.to_string()),
         }
     }
 
@@ -425,7 +437,7 @@ impl Partition {
         });
         let point = match asking.await {
             Ok(Ok(point)) => point,
-            Ok(Err(error)) => return Err(log_error(error)),
+            Ok(Err(error)) => return Err(self.log_error(error)),
             Err(error) => return Err(AppendError::Fatal(error.to_string())),
         };
         let committed = self.inner.group.high_watermark();
@@ -496,7 +508,7 @@ impl Partition {
                 self.inner.group.purge_wanted.send_replace(point);
                 Ok(())
             }
-            Ok(Err(error)) => Err(log_error(error)),
+            Ok(Err(error)) => Err(self.log_error(error)),
             Err(error) => Err(AppendError::Fatal(error.to_string())),
         }
     }
@@ -542,13 +554,5 @@ impl Partition {
         {
             tracing::warn!(partition = %self.key(), %error, "the replica did not stop cleanly");
         }
-    }
-}
-
-fn log_error(error: LogError) -> AppendError {
-    match error {
-        LogError::Damaged(damage) => ReserveError::Damaged(damage).into(),
-        LogError::Failed(failure) => failure.into(),
-        error @ LogError::Discontinuous { .. } => AppendError::Fatal(error.to_string()),
     }
 }

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 use quipu_model::{NodeId, PartitionKey};
 use quipu_replication::{AppendError, Partition, Settled};
 
-use crate::{cluster::Cluster, luck::Luck, mutants::Mutant, placement::Assignment, trace::note};
+use crate::{
+    cluster::Cluster, luck::Luck, mutants::Mutant, placement::Assignment, rot::most_are_sound,
+    trace::note,
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How many entries a replica may lack and still be about to vote.
@@ -59,7 +62,8 @@ fn draw(cluster: &Cluster, key: PartitionKey, luck: &mut Luck) -> Option<Vec<Nod
         let joins = luck.within(0..others.len() as u64) as usize;
         wanted.push(others.remove(joins));
     }
-    (!wanted.is_empty()).then_some(wanted)
+    // What no sound replica is left to give is lost, whoever moves it.
+    (!wanted.is_empty() && most_are_sound(cluster, key, &wanted, None)).then_some(wanted)
 }
 
 /// Sees to a partition's moves, wherever its leader is.

@@ -183,14 +183,36 @@ fn flip(cluster: &Cluster, node: NodeId, runs: bool, luck: &mut Luck) {
     });
 }
 
-/// Whether a node's replica may be struck: with it, only a minority is.
+/// Whether a node's replica may be struck: with it, only a minority is, of those that hold the partition and of those that are to.
 fn is_spared(cluster: &Cluster, key: PartitionKey, node: NodeId) -> bool {
-    let replicas = cluster.placement.replicas(key);
+    let Some(now) = cluster.placement.latest(key) else {
+        return false;
+    };
+    if now.moving {
+        let Some((_, leader)) = cluster.leader(key) else {
+            return false;
+        };
+        let members = leader.members().borrow().clone();
+        let voters: Vec<NodeId> = members.voters.into_iter().collect();
+        if members.changing || !most_are_sound(cluster, key, &voters, Some(node)) {
+            return false;
+        }
+    }
+    now.replicas.contains(&node) && most_are_sound(cluster, key, &now.replicas, Some(node))
+}
+
+/// Whether a majority of some replicas have no rot, with what is still to be struck.
+pub(crate) fn most_are_sound(
+    cluster: &Cluster,
+    key: PartitionKey,
+    replicas: &[NodeId],
+    next: Option<NodeId>,
+) -> bool {
     let spots = cluster.rot.spots(cluster);
     let struck = spots.iter().filter(|spot| spot.key == key);
-    let mut struck: BTreeSet<NodeId> = struck.map(|spot| spot.node).collect();
-    struck.insert(node);
-    replicas.contains(&node) && struck.len() <= (replicas.len() - 1) / 2
+    let mut struck: BTreeSet<NodeId> = struck.map(|spot| spot.node).chain(next).collect();
+    struck.retain(|node| replicas.contains(node));
+    struck.len() <= replicas.len().saturating_sub(1) / 2
 }
 
 /// The batches of a partition on a disk that are committed and kept, where no other replica has rot.

@@ -51,6 +51,8 @@ pub(crate) fn one(options: &Options) -> anyhow::Result<bool> {
 //   where what it names is here.
 // - 14: the sync of a copied segment failed, the process ended, and the next one found the bytes in memory and the next sync
 //   good; with the power they were gone. What is left of a copy is written again.
+// - 60082: it was the simulator: it let rot strike a minority of the replicas that were wanted, while the only voter was still
+//   the one struck. But a leader whose damage is found between two looks told producers for good what others would have taken.
 
 /// After how many seeds each the total is told.
 const TOLD_EVERY: u64 = 10;

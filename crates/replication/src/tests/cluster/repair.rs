@@ -15,7 +15,7 @@ use super::{
     catch_up::until,
     node, until_led,
 };
-use crate::{Origin, Partition};
+use crate::{AppendError, Origin, Partition};
 
 /// A segment's file, the oldest being number 0.
 pub(super) fn log(disk: &FaultyDisk, number: usize) -> PathBuf {
@@ -191,6 +191,12 @@ async fn a_replica_that_no_other_can_help_says_so_and_comes_back_once_one_can() 
     tokio::time::timeout(LONG, failing).await.unwrap();
     assert!(partition.repair().unwrap().starts_with("repairing"));
     assert!(partition.read(Offset::ZERO, 1).await.is_err());
+    // Also whoever came in just before it was found is sent to another replica, and not away.
+    let refused = partition.reserve(100, Instant::now()).await.unwrap_err();
+    assert!(
+        matches!(refused, AppendError::NotLeader { .. }),
+        "{refused}"
+    );
     cluster.heal();
     until_sound(partition).await;
     cluster.fill(300, 320).await;
