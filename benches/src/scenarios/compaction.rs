@@ -18,9 +18,10 @@ use crate::{
     report::{Report, median},
 };
 
-/// Keys of each topic that is compacted, each written twice.
-const KEYS: u64 = 600_000;
-const RECORDS: u64 = 1000;
+/// Keys of each topic that is compacted, each written twice: while producers are watched, their keys are read, and most of what
+/// is new is written.
+const KEYS: u64 = 400_000;
+const RECORDS: u64 = 100;
 const VALUE_BYTES: usize = 300;
 /// Batches that producers send meanwhile.
 const PACE: Pace = Pace {
@@ -90,7 +91,7 @@ pub(super) async fn run(settings: &Settings, report: &mut Report) -> Result<()> 
 
 /// Makes a topic that has something to compact, and is not compacted yet.
 async fn fill(settings: &Settings, broker: &mut Broker, topic: &str) -> Result<()> {
-    let config = [("segment.bytes", "4194304")];
+    let config = [("segment.bytes", "33554432")];
     broker.create_topic_with(topic, 1, &config).await?;
     let mut client = broker.connect().await?;
     let values = batches::values(VALUE_BYTES, RECORDS as usize);

@@ -7,6 +7,10 @@ pub trait Worker: Send {
     /// Does one piece of what there is to do, or says how to rest. `rested` says that the last rest was as long as asked for:
     /// nobody woke the worker meanwhile.
     fn step(&mut self, rested: bool) -> Rest;
+    /// Whether all else on the machine goes before it.
+    fn gives_way(&self) -> bool {
+        false
+    }
 }
 
 /// What a worker wants after a step.

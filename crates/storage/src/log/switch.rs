@@ -52,8 +52,6 @@ impl PartitionLog {
         closed.splice(range, [switched]);
         inner.obsolete.extend(files_of(members));
         inner.captured = None;
-        drop(inner);
-        self.context.request_checkpoint();
         Ok(())
     }
 

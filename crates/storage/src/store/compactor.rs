@@ -78,6 +78,10 @@ pub(super) fn start(context: &Arc<Context>, partitions: &Partitions) -> io::Resu
 }
 
 impl Worker for Compactor {
+    fn gives_way(&self) -> bool {
+        true
+    }
+
     fn step(&mut self, _rested: bool) -> Rest {
         if self.is_stopped.load(Ordering::Acquire) {
             return Rest::Ended;

@@ -47,9 +47,14 @@ pub(crate) struct Context {
 impl Context {
     /// Asks for a checkpoint where enough waits for one.
     pub(crate) fn checkpoint_if_due(&self) {
-        if self.wal.live_bytes() >= self.config.checkpoint_bytes {
+        if self.is_worth_checkpoint(self.wal.live_bytes()) {
             self.request_checkpoint();
         }
+    }
+
+    /// Whether a checkpoint is due once it lets so many bytes go.
+    pub(crate) fn is_worth_checkpoint(&self, bytes: u64) -> bool {
+        bytes >= self.config.checkpoint_bytes
     }
 
     pub(crate) fn request_checkpoint(&self) {

@@ -75,10 +75,12 @@ pub(crate) struct Pass {
     mapped_to: Offset,
     tails: Tails,
     phase: Phase,
+    /// Of segments whose places others took, since a checkpoint was asked for.
+    replaced_bytes: u64,
 }
 
 impl Pass {
-    /// `memory_bytes` bounds the table of keys; beside it a pass holds a few chunks of a mebibyte, or its largest batch,
+    /// `memory_bytes` bounds the table of keys; beside it a pass holds a few chunks of 256 KiB, or its largest batch,
     /// uncompressed.
     pub(crate) fn begin(log: Arc<PartitionLog>, plan: Plan, memory_bytes: usize) -> Self {
         let end = plan
@@ -103,6 +105,7 @@ impl Pass {
             phase: Phase::Mapping(first_dirty, Source::default()),
             log,
             plan,
+            replaced_bytes: 0,
         }
     }
 
@@ -111,7 +114,7 @@ impl Pass {
         &self.log
     }
 
-    /// Does a piece of the work: about a mebibyte is read.
+    /// Does a piece of the work: about 256 KiB are read.
     ///
     /// # Errors
     /// The pass is over then; files that it was writing are removed.
@@ -124,7 +127,18 @@ impl Pass {
         if stepped.is_err() {
             self.discard();
         }
+        self.settle(!matches!(stepped, Ok(Progress { is_done: false, .. })));
         stepped
+    }
+
+    /// Asks for a checkpoint where much waits for one, or the pass is over. Each costs producers more than a segment is worth.
+    fn settle(&mut self, is_over: bool) {
+        let context = &self.log.context;
+        let is_much = context.is_worth_checkpoint(self.replaced_bytes);
+        if is_much || is_over && self.replaced_bytes > 0 {
+            self.replaced_bytes = 0;
+            context.request_checkpoint();
+        }
     }
 
     fn discard(&mut self) {
@@ -378,6 +392,8 @@ impl Pass {
             self.log.context.remove_files_now(&files);
             return Err(error);
         }
+        let replaced = members.iter().map(|member| member.len());
+        self.replaced_bytes += replaced.sum::<u64>();
         Ok(Progress::default())
     }
 }

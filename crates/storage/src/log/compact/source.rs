@@ -7,8 +7,8 @@ use crate::log::{
     segment::{Segment, SegmentError},
 };
 
-/// How much is read at a time: a step takes no longer than that needs.
-const CHUNK_BYTES: usize = 1 << 20;
+/// How much is read at a time: a step takes no longer than that needs, and keeps a core from producers for no longer.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// Where the reading of a segment stands.
 #[derive(Debug, Default)]
