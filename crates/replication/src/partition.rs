@@ -118,6 +118,17 @@ impl Inner {
         Arc::new(inner)
     }
 
+    /// Has it go by who founded the group, until it knows more.
+    pub(crate) fn presume(&self, founders: &[NodeId]) {
+        self.members.send_if_modified(|told| {
+            let is_unknown = told.voters.is_empty();
+            if is_unknown {
+                told.voters.extend(founders);
+            }
+            is_unknown
+        });
+    }
+
     /// Tells who leads and who the members are now, where that is news.
     pub(crate) fn tell(&self) {
         // Found out with the sender's lock held: what is told last is what was found out last.
@@ -350,13 +361,10 @@ impl Partition {
         }
     }
 
-    /// Whether no other replica can serve in this one's place.
+    /// Whether no other replica can serve in this one's place. Not so where it does not know yet who votes.
     pub fn is_alone(&self) -> bool {
         let members = self.inner.members.borrow();
-        members
-            .voters
-            .iter()
-            .all(|voter| *voter == self.inner.group.node)
+        members.voters.iter().eq([&self.inner.group.node])
     }
 
     /// Whether this replica leads and a majority was heard of lately, or sleeps with it: where not, others may have another

@@ -236,7 +236,9 @@ impl Replicator {
             }
             None => {
                 let group = Group::unserved(self.node, Arc::clone(&self.store), log);
-                (handle(group, Replica::Damaged { why: None }), None)
+                let inner = handle(group, Replica::Damaged { why: None });
+                inner.presume(founders);
+                (inner, None)
             }
         };
         self.groups.add(&inner);

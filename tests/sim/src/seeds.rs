@@ -53,6 +53,7 @@ pub(crate) fn one(options: &Options) -> anyhow::Result<bool> {
 //   good; with the power they were gone. What is left of a copy is written again.
 // - 60082: it was the simulator: it let rot strike a minority of the replicas that were wanted, while the only voter was still
 //   the one struck. But a leader whose damage is found between two looks told producers for good what others would have taken.
+// - 80282: a replica that started with rot, and did not know yet who else votes, took itself for the only one, and told producers so.
 
 /// After how many seeds each the total is told.
 const TOLD_EVERY: u64 = 10;

@@ -10,7 +10,7 @@ use quipu_storage::{
 use tokio::time::Instant;
 
 use super::{
-    super::{LONG, NOW, key},
+    super::{LONG, NOW, key, open_damaged},
     Cluster,
     catch_up::until,
     node, until_led,
@@ -201,6 +201,38 @@ async fn a_replica_that_no_other_can_help_says_so_and_comes_back_once_one_can() 
     until_sound(partition).await;
     cluster.fill(300, 320).await;
     cluster.hold_the_same(&[1, 2, 3], 0, 320).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_starts_with_rot_and_no_word_of_the_others_sends_producers_to_them() {
+    let mut cluster = Cluster::start().await;
+    cluster.fill(0, 300).await;
+    cluster.hold_the_same(&[1, 2, 3], 0, 300).await;
+    let [rotten, _] = cluster.followers().await;
+    cluster.cut_off(rotten);
+    let member = cluster.members.remove(&rotten).unwrap();
+    let disk = Arc::new(member.disk.fork(rotten.get()));
+    disk.crash();
+    member.partition.shutdown().await;
+    member.store.close().unwrap();
+    // It starts, and ends before its Raft has told who votes.
+    let (store, _) = open_damaged(disk.clone());
+    let newest = store.partition(key()).unwrap().state().segments as usize - 1;
+    store.close().unwrap();
+    let disk = Arc::new(disk.fork(rotten.get()));
+    disk.flip_bit(log(&disk, newest), 100, 1);
+    let founders = [1, 2, 3].map(node);
+    let partition = cluster.run(rotten, disk, Origin::Founder(&founders)).await;
+    assert!(partition.repair().is_some());
+    let refused = partition.reserve(100, Instant::now()).await.unwrap_err();
+    assert!(
+        matches!(refused, AppendError::NotLeader { .. }),
+        "{refused}"
+    );
+    cluster.heal();
+    until_sound(&partition).await;
+    cluster.hold_the_same(&[1, 2, 3], 0, 300).await;
     cluster.stop().await;
 }
 
