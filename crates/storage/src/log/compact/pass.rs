@@ -131,7 +131,7 @@ impl Pass {
         stepped
     }
 
-    /// Asks for a checkpoint where much waits for one, or the pass is over. Each costs producers more than a segment is worth.
+    /// Asks for a checkpoint where much waits for one, or the pass is over. Each syncs what all partitions wrote.
     fn settle(&mut self, is_over: bool) {
         let context = &self.log.context;
         let is_much = context.is_worth_checkpoint(self.replaced_bytes);
