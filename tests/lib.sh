@@ -43,8 +43,22 @@ summary() {
   [ "$failed" -eq 0 ]
 }
 
+# A port for a server that is killed and started again: not one of those that the system gives to outgoing connections, since a
+# client that tries to connect again while the server is down could be given just that one, and the server then not bind it.
 free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+  python3 - <<'PYTHON'
+import random, socket
+
+while True:
+    port = random.randrange(20000, 32000)
+    with socket.socket() as s:
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+    print(port)
+    break
+PYTHON
 }
 
 # start_broker DATA_DIR: starts a broker, on the same ports each time, and waits until it is ready. It does not inherit
