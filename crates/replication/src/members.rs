@@ -96,11 +96,16 @@ impl Partition {
         self.inner().members.subscribe()
     }
 
-    /// On the leader: where it stands once no change of members is under way.
+    /// On the leader: where it stands once no change of members is under way. `None` where the members are then not these, who
+    /// all vote.
     ///
     /// # Errors
-    /// Where it does not lead, or one is still under way when the time is up.
-    pub async fn settled(&self, timeout: Duration) -> Result<Settled, AppendError> {
+    /// Where it does not lead, or a change is still under way when the time is up.
+    pub async fn settled(
+        &self,
+        voters: &BTreeSet<NodeId>,
+        timeout: Duration,
+    ) -> Result<Option<Settled>, AppendError> {
         let (mut running, _) = self.leading()?;
         let settling = async {
             while is_changing(&running.server.borrow_watched()) {
@@ -109,15 +114,17 @@ impl Partition {
                 }
             }
             let term = running.leading().map_err(|other| self.not_leader(other))?;
-            let members = *running.server.borrow_watched().membership_config.log_id();
-            Ok(Settled {
-                leader: Vote {
-                    term,
-                    node: running.node(),
-                    committed: true,
-                },
-                index: members.map_or(RaftIndex::default(), |id| RaftIndex::new(id.index)),
-            })
+            let leader = Vote {
+                term,
+                node: running.node(),
+                committed: true,
+            };
+            let stored = running.server.borrow_watched().membership_config.clone();
+            let members = Members::of(stored.membership());
+            let id = stored.log_id().as_ref();
+            let index = id.map_or(RaftIndex::default(), |id| RaftIndex::new(id.index));
+            let as_wanted = members.voters == *voters && members.learners.is_empty();
+            Ok(as_wanted.then_some(Settled { leader, index }))
         };
         let settled = tokio::time::timeout(timeout, settling).await;
         settled.unwrap_or(Err(AppendError::TimedOut(timeout)))
@@ -145,7 +152,8 @@ impl Partition {
     /// not in the list leaves the group; learners that are not in it stay. A leader that is not in it hands over and leaves.
     ///
     /// It takes two steps, between which majorities of the voters before and after decide together. Where the leader is lost
-    /// between them, the group stays there until its next leader is asked for a change.
+    /// between them, the group stays there until its next leader is asked for a change. Who was a voter before the change that
+    /// was cut off, and is in neither list since, is then a learner.
     ///
     /// # Errors
     /// After a timeout the change may still be made.
@@ -193,7 +201,16 @@ impl Partition {
                 match settled {
                     Some(true) => return Ok(()),
                     Some(false) => match self.try_change(&running, change.clone()).await {
-                        Some(result) => return result,
+                        Some(result) => {
+                            result?;
+                            // Whoever asks next is to see it.
+                            let mut server = running.server.clone();
+                            while !is_done(server.borrow_watched().membership_config.membership())
+                                && running.leading().is_ok()
+                                && server.changed().await.is_ok()
+                            {}
+                            return Ok(());
+                        }
                         // Another change came first.
                         None => tokio::time::sleep(CHANGE_PAUSE).await,
                     },

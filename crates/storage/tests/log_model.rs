@@ -16,8 +16,8 @@ use quipu_model::{
     batch::{BatchBuilder, Compression, split_batches},
 };
 use quipu_storage::{
-    Control, ControlKind, LogEntry, PartitionLog, Payload, RetentionPolicy, Store, StoreConfig,
-    UnrecoveredStore,
+    Control, ControlKind, LogEntry, MAX_PRODUCER_BATCHES, PartitionLog, Payload, RetentionPolicy,
+    Store, StoreConfig, UnrecoveredStore,
     io::{FaultyDisk, ManualClock},
 };
 
@@ -382,15 +382,14 @@ impl Subject {
         );
         self.check_read(self.start, usize::MAX >> 1);
         self.check_entries(state.last_purged.map_or(0, |id| id.index.get() + 1));
-        if let Some(last) = self.model.iter().rev().find(|entry| entry.batch.is_some())
-            && last.base >= self.start
-        {
-            let tail = self
-                .log
-                .producer_tail(ProducerId::new(9))
-                .expect("the producer is remembered");
-            assert_eq!(tail.batches.last().unwrap().base_offset, last.base);
-        }
+        // Those that were trimmed too.
+        let batches = self.model.iter().filter(|entry| entry.batch.is_some());
+        let bases: Vec<_> = batches.map(|entry| entry.base).collect();
+        let newest = &bases[bases.len().saturating_sub(MAX_PRODUCER_BATCHES)..];
+        let tail = self.log.producer_tail(ProducerId::new(9));
+        let known = tail.map_or(Vec::new(), |tail| tail.batches);
+        let known: Vec<_> = known.iter().map(|batch| batch.base_offset).collect();
+        assert_eq!(known, newest, "what is known of the producer");
     }
 
     fn check_entries(&self, first: u64) {

@@ -102,7 +102,7 @@ async fn step(
     let wanted: BTreeSet<NodeId> = assignment.replicas.iter().copied().collect();
     let members = leader.members().borrow().clone();
     if cluster.mutant == Some(Mutant::FinishesUnmoved) {
-        return leader.settled(PATIENCE).await.map(Some);
+        return leader.settled(&members.voters, PATIENCE).await;
     }
     if members.voters != wanted || members.changing {
         for joins in wanted.difference(&members.voters) {
@@ -119,7 +119,7 @@ async fn step(
     for learner in members.learners.difference(&wanted) {
         leader.remove_learner(*learner, PATIENCE).await?;
     }
-    leader.settled(PATIENCE).await.map(Some)
+    leader.settled(&wanted, PATIENCE).await
 }
 
 /// Whether a replica has nearly all that the leader has, and what it must have to vote.

@@ -119,7 +119,11 @@ impl Steward {
             partition.remove_learner(*node, Self::PATIENCE).await?;
         }
         let key = partition.key();
-        let Settled { leader, index } = partition.settled(Self::PATIENCE).await?;
+        // Who else became a learner meanwhile leaves with the next step.
+        let settled = partition.settled(&wanted, Self::PATIENCE).await?;
+        let Some(Settled { leader, index }) = settled else {
+            return Ok(false);
+        };
         let finish = FinishReassignment {
             topic_id: key.topic.as_bytes().to_vec().into(),
             partition: key.partition.get(),

@@ -27,6 +27,7 @@ async fn a_snapshot_counts_only_where_the_log_that_it_names_is_here() {
         terms: vec![(Term::new(2), RaftIndex::new(0))],
         segments: Vec::new(),
         producers: bytes::Bytes::new(),
+        origin: bytes::Bytes::new(),
     };
     let snapshot = Manifest {
         next_offset,

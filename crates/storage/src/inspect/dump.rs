@@ -84,10 +84,14 @@ fn producers(
 ) -> Result<(), OpenError> {
     let table = ProducerTable::decode(&whole(disk, path)?)
         .ok_or_else(|| damaged(path, 0, "its checksum does not match"))?;
+    each_producer(&table, each);
+    Ok(())
+}
+
+fn each_producer(table: &ProducerTable, each: &mut dyn FnMut(DumpItem)) {
     for (id, tail) in table.tails() {
         each(DumpItem::Producer { id, tail });
     }
-    Ok(())
 }
 
 fn raft_state(
@@ -102,6 +106,10 @@ fn raft_state(
     });
     for state in &states {
         each(partition(state));
+        each_producer(
+            &ProducerTable::decode(&state.origin).unwrap_or_default(),
+            each,
+        );
         for segment in &state.segments {
             each(DumpItem::Segment {
                 base: segment.base,

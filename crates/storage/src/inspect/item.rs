@@ -46,7 +46,7 @@ pub enum DumpItem {
         /// How many blocks have a checksum.
         blocks: usize,
     },
-    /// What a log remembered of a producer at a segment's end.
+    /// What a log remembered of a producer at a segment's end; in a `raft-state` file, where a partition's first segment begins.
     Producer {
         /// The producer.
         id: ProducerId,

@@ -60,6 +60,9 @@ pub(super) struct LogCore {
     /// Shared with the reads that walk it.
     pub(super) raft: Arc<RaftMap>,
     pub(super) producers: ProducerTable,
+    /// What was known of producers where the first segment begins: see [`tables`](super::tables). Encoded; empty where that is
+    /// nothing.
+    pub(super) origin: Bytes,
     /// Below this offset only the newest record of each key is left, of those below it.
     pub(super) compacted_to: Offset,
     /// How often another replica's log was put in this one's place.
@@ -110,6 +113,7 @@ impl LogCore {
             votes_from: RaftIndex::default(),
             raft: Arc::default(),
             producers: ProducerTable::default(),
+            origin: Bytes::new(),
             compacted_to: Offset::ZERO,
             installs: 0,
             newest_generation: 0,
@@ -369,6 +373,7 @@ impl LogCore {
             self.active = None;
             self.raft = Arc::default();
             self.producers = ProducerTable::default();
+            self.origin = Bytes::new();
             self.start_offset = next_offset;
             self.end_offset = next_offset;
             self.compacted_to = Offset::ZERO;
@@ -425,6 +430,7 @@ impl LogCore {
         raft.note_forgotten(manifest.last.index);
         self.raft = Arc::new(raft);
         self.producers = ProducerTable::decode(&manifest.producers).unwrap_or_default();
+        self.origin = manifest.origin.clone();
         Ok(gone)
     }
 
@@ -434,59 +440,8 @@ impl LogCore {
         let known_from = known_from(purged, self.segments().map(|segment| segment.first_index));
         Arc::make_mut(&mut self.raft).forget_before(known_from);
     }
-
-    /// Makes `before` the first offset served, and gives back the closed segments that lie wholly below it.
-    pub(super) fn trim(&mut self, before: Offset) -> Vec<Arc<Segment>> {
-        self.start_offset = self.start_offset.max(before.min(self.end_offset));
-        let start = self.start_offset;
-        let keep = self
-            .closed
-            .partition_point(|closed| closed.segment.next_offset() <= start);
-        self.closed
-            .drain(..keep)
-            .map(|closed| closed.segment)
-            .collect()
-    }
-
-    /// Rebuilds what is known of producers from the newest usable snapshot on.
-    pub(super) fn rebuild_producers(&mut self, now: TimestampMs) -> Result<(), CoreError> {
-        let snapshot = |closed: &ClosedSegment| match &closed.producers {
-            Some(bytes) => ProducerTable::decode(bytes),
-            None => load_producers(&*self.disk, &closed.segment),
-        };
-        let found = self
-            .closed
-            .iter()
-            .enumerate()
-            .rev()
-            .find_map(|(at, closed)| Some((at + 1, snapshot(closed)?)));
-        let (from, mut table) = found.unwrap_or_default();
-        let segments: Vec<_> = self.segments().skip(from).cloned().collect();
-        for (at, segment) in segments.iter().enumerate() {
-            let error = |error| CoreError::Segment(segment.path.clone(), error);
-            let mut scan = Scan::new(segment, Default::default());
-            while let Some((header, _)) = scan.next_header().map_err(error)? {
-                table.note(&header, header.base_offset, now);
-            }
-            if let Some(closed) = self.closed.get_mut(from + at) {
-                table.expire();
-                closed.producers = (!segment.is_sealed()).then(|| Bytes::from(table.encode()));
-            }
-        }
-        self.producers = table;
-        Ok(())
-    }
 }
 
 fn first_after(last: Option<LogId>) -> RaftIndex {
     last.map_or(RaftIndex::default(), |last| last.index.next())
-}
-
-/// The snapshot that was written when a segment was sealed.
-pub(super) fn load_producers(disk: &dyn Disk, segment: &Segment) -> Option<ProducerTable> {
-    if !segment.is_sealed() {
-        return None;
-    }
-    let bytes = crate::io::read_whole(disk, &segment.path.with_extension("producers")).ok()?;
-    ProducerTable::decode(&bytes)
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use bytes::{BufMut, Bytes, BytesMut};
 use quipu_model::{LogId, Offset};
 
-use super::{AppendError, Inner, PartitionLog, segment::Segment};
+use super::{AppendError, Inner, PartitionLog, core::CoreError, segment::Segment};
 use crate::wal::{RecordKind, WalRecord};
 
 impl PartitionLog {
@@ -103,12 +103,21 @@ impl PartitionLog {
     /// Where the partition or the store has failed.
     pub fn trim(&self, before: Offset) -> Result<(), AppendError> {
         self.check_undamaged()?;
+        let (base, tables) = {
+            let inner = self.inner.lock();
+            inner.check_taking()?;
+            if before <= inner.core.start_offset {
+                return Ok(());
+            }
+            (inner.core.base_after_trim(before), inner.core.tables())
+        };
+        let known = tables.at(base, self.context.clock.now());
+        let known = known.map_err(|(segment, error)| {
+            self.append_error(CoreError::Segment(segment.path.clone(), error))
+        })?;
         let mut inner = self.inner.lock();
         inner.check_taking()?;
-        if before <= inner.core.start_offset {
-            return Ok(());
-        }
-        let gone = inner.core.trim(before);
+        let gone = inner.core.trim(before, (base, &known));
         let record = self.record(
             RecordKind::Trim,
             LogId::default(),

@@ -348,6 +348,7 @@ impl Inner {
             controls: core.raft.controls().clone(),
             segments,
             compacted_to: core.compacted_to,
+            origin: core.origin.clone(),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! What another replica needs to know to take a log over up to an entry, without the bytes.
 //!
 //! ```text
-//! format u8 = 1 | last entry: 1 byte (1), term u64, index u64 | start offset u64 | end offset u64
+//! format u8 = 2 | last entry: 1 byte (1), term u64, index u64 | start offset u64 | end offset u64
 //! | terms: count u32, each term u64, first index u64
 //! | segments: count u32, each base u64, next offset u64, first batch's term u64 and Raft index u64, bytes u64, created i64,
 //!   checksum: 1 byte (0 or 1), u32
-//! | producers: length u32, the bytes of a `.producers` file                                          (little-endian)
+//! | producers, origin: each length u32, the bytes of a `.producers` file                             (little-endian)
 //! ```
+//!
+//! Format 1 had no origin.
 
 use std::sync::Arc;
 
@@ -15,14 +17,11 @@ use quipu_model::{LogId, Offset, RaftIndex, Term, TimestampMs};
 
 use super::{
     PartitionLog, ReadError,
-    core::{ClosedSegment, load_producers},
-    producers::ProducerTable,
-    scan::Scan,
     segment::Segment,
     state::{get_bytes, get_log_id, put_bytes, put_log_id},
 };
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// A segment that another replica has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +55,8 @@ pub struct Manifest {
     pub segments: Vec<ManifestSegment>,
     /// What idempotent producers had sent, in the encoding of a `.producers` file.
     pub producers: Bytes,
+    /// The same as of where the first segment begins.
+    pub origin: Bytes,
 }
 
 /// Bytes are no manifest that this version could have written.
@@ -87,6 +88,7 @@ impl Manifest {
             out.put_u32_le(segment.checksum.unwrap_or_default());
         }
         put_bytes(&mut out, &self.producers);
+        put_bytes(&mut out, &self.origin);
         out.into()
     }
 
@@ -95,10 +97,11 @@ impl Manifest {
     /// # Errors
     /// Where the bytes are something else, or contradict themselves.
     pub fn decode(mut bytes: Bytes) -> Result<Self, BadManifest> {
-        if bytes.try_get_u8() != Ok(FORMAT) {
+        let format = bytes.try_get_u8().unwrap_or_default();
+        if !(1..=FORMAT).contains(&format) {
             return Err(BadManifest("its form is unknown here: upgrade this node"));
         }
-        let manifest = Self::decode_fields(&mut bytes)
+        let manifest = Self::decode_fields(&mut bytes, format)
             .ok()
             .flatten()
             .filter(|_| bytes.is_empty())
@@ -110,7 +113,7 @@ impl Manifest {
         }
     }
 
-    fn decode_fields(bytes: &mut Bytes) -> Result<Option<Self>, TryGetError> {
+    fn decode_fields(bytes: &mut Bytes, format: u8) -> Result<Option<Self>, TryGetError> {
         let Some(last) = get_log_id(bytes)? else {
             return Ok(None);
         };
@@ -121,6 +124,7 @@ impl Manifest {
             terms: Vec::new(),
             segments: Vec::new(),
             producers: Bytes::new(),
+            origin: Bytes::new(),
         };
         for _ in 0..bytes.try_get_u32_le()? {
             let term = Term::new(bytes.try_get_u64_le()?);
@@ -143,6 +147,9 @@ impl Manifest {
             manifest.segments.push(segment);
         }
         manifest.producers = get_bytes(bytes)?;
+        if format > 1 {
+            manifest.origin = get_bytes(bytes)?;
+        }
         Ok(Some(manifest))
     }
 
@@ -176,7 +183,7 @@ impl PartitionLog {
     /// Where the log does not reach there, or its bytes are damaged.
     pub fn manifest(&self, last: LogId, end: Offset) -> Result<Manifest, ReadError> {
         self.check_undamaged()?;
-        let (start, closed, segments, mut terms) = {
+        let (start, tables, segments, mut terms) = {
             let inner = self.inner.lock();
             let core = &inner.core;
             let reaches = core.last.is_some_and(|here| last.index <= here.index);
@@ -185,24 +192,31 @@ impl PartitionLog {
             }
             let segments: Vec<_> = core.segments().filter(|s| s.base < end).cloned().collect();
             let terms = core.raft.terms().to_vec();
-            (core.start_offset, core.closed.clone(), segments, terms)
+            (core.start_offset, core.tables(), segments, terms)
         };
         terms.retain(|(_, first)| *first <= last.index);
-        let producers = self.producers_at(&closed, &segments, end)?;
         // A log that is trimmed up to its end has a segment only where more follows.
         let kept = segments
             .iter()
             .filter(|s| s.next_offset() > start && start < end);
         let segments = kept
             .map(|segment| self.manifest_segment(segment, end))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let base = segments.first().map_or(end, |first| first.base);
+        let now = self.context.clock.now();
+        let known = |at| {
+            let table = tables.at(at, now);
+            let table = table.map_err(|(segment, error)| self.read_error(&segment, error))?;
+            Ok::<_, ReadError>(Bytes::from(table.encode()))
+        };
         Ok(Manifest {
             last,
             start_offset: start,
             end_offset: end,
             terms,
             segments,
-            producers: producers.encode().into(),
+            producers: known(end)?,
+            origin: known(base)?,
         })
     }
 
@@ -235,33 +249,5 @@ impl PartitionLog {
             checksum: None,
             ..whole
         })
-    }
-
-    /// What was known of producers at an offset: from the newest table before it, and the batches since.
-    fn producers_at(
-        &self,
-        closed: &[ClosedSegment],
-        segments: &[Arc<Segment>],
-        end: Offset,
-    ) -> Result<ProducerTable, ReadError> {
-        let known = |at: &ClosedSegment| match &at.producers {
-            Some(bytes) => ProducerTable::decode(bytes),
-            None => load_producers(&*self.context.disk, &at.segment),
-        };
-        let before = closed.iter().rev();
-        let mut before = before.filter(|at| at.segment.next_offset() <= end);
-        let found = before.find_map(|at| Some((at.segment.next_offset(), known(at)?)));
-        let (from, mut table) = found.unwrap_or_default();
-        let now = self.context.clock.now();
-        for segment in segments.iter().filter(|segment| segment.base >= from) {
-            let failed = |error| self.read_error(segment, error);
-            let mut scan = Scan::new(segment, Default::default());
-            while let Some((header, _)) = scan.next_header().map_err(failed)?
-                && header.base_offset < end
-            {
-                table.note(&header, header.base_offset, now);
-            }
-        }
-        Ok(table)
     }
 }

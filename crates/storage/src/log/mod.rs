@@ -26,6 +26,7 @@ mod seal;
 mod segment;
 mod state;
 mod switch;
+mod tables;
 mod types;
 mod wounds;
 

@@ -95,6 +95,7 @@ impl RecoveringLog {
         core.vote = state.vote;
         core.votes_from = state.votes_from;
         core.compacted_to = state.compacted_to;
+        core.origin = state.origin;
         let mut raft = RaftMap::from_parts(state.terms, state.controls);
         let purged = state
             .last_purged
@@ -278,8 +279,7 @@ impl RecoveringLog {
                 let start = record.base_offset;
                 self.unloaded
                     .retain(|(segment, ..)| segment.next_offset > start);
-                self.core.trim(start);
-                Ok(())
+                self.trim(start)
             }
             RecordKind::Install => {
                 let state = payload
@@ -301,6 +301,16 @@ impl RecoveringLog {
                 Ok(())
             }
         }
+    }
+
+    fn trim(&mut self, start: Offset) -> Result<(), CoreError> {
+        self.core.forget_tables();
+        let base = self.core.base_after_trim(start);
+        let known = self.core.tables().at(base, self.now);
+        let known =
+            known.map_err(|(segment, error)| CoreError::Segment(segment.path.clone(), error))?;
+        self.core.trim(start, (base, &known));
+        Ok(())
     }
 
     /// Another replica's log stands in place of this one: what was loaded before is void, and whatever was damaged of it. The
@@ -451,11 +461,11 @@ impl RecoveringLog {
     }
 
     fn check(&mut self) -> io::Result<()> {
+        self.core.forget_tables();
         let outcome = self.check_chain().and_then(|()| {
             for at in 0..self.core.closed.len() {
                 let segment = Arc::clone(&self.core.closed[at].segment);
                 if !segment.is_sealed() {
-                    self.core.closed[at].producers = None;
                     check_unsealed(&segment, &self.core.raft)
                         .map(|index| segment.set_index(index))
                         .map_err(|error| (segment.path.clone(), error))?;

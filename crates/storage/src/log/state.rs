@@ -9,10 +9,10 @@
 //! | controls: count u32, each index u64, kind u8, length u32, bytes
 //! | segments: count u32, each base u64, next offset u64, first batch's term u64 and Raft index u64, sealed u8, bytes u64,
 //!   created i64, generation u32, compacted: 1 byte (0 or 1), at i64, tombstones u64
-//! | compacted up to u64
+//! | compacted up to u64 | origin: length u32, the bytes of a `.producers` file, or none
 //! ```
 //!
-//! Format 3 had nothing about compaction, format 2 no *votes from* either, format 1 no generation.
+//! Format 4 had no origin, format 3 had nothing about compaction, format 2 no *votes from* either, format 1 no generation.
 
 use std::{
     collections::BTreeMap,
@@ -75,7 +75,7 @@ impl SegmentState {
 }
 
 /// What [`PartitionState::encode`] writes. A state file and a record of the write-ahead log that hold states carry it.
-pub(crate) const STATE_FORMAT: u32 = 4;
+pub(crate) const STATE_FORMAT: u32 = 5;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PartitionState {
@@ -96,6 +96,8 @@ pub(crate) struct PartitionState {
     pub(crate) segments: Vec<SegmentState>,
     /// See [`super::core::LogCore`].
     pub(crate) compacted_to: Offset,
+    /// What was known of producers where the first segment begins.
+    pub(crate) origin: Bytes,
 }
 
 impl PartitionState {
@@ -149,6 +151,7 @@ impl PartitionState {
             out.put_u64_le(tombstones);
         }
         out.put_u64_le(self.compacted_to.get());
+        put_bytes(out, &self.origin);
     }
 
     /// Takes one state of a format up to the newest off the front of `bytes`, which a checksum has vouched for.
@@ -206,6 +209,9 @@ impl PartitionState {
         }
         if format > 3 {
             state.compacted_to = Offset::new(bytes.try_get_u64_le()?);
+        }
+        if format > 4 {
+            state.origin = get_bytes(bytes)?;
         }
         Ok(state)
     }

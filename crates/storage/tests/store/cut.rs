@@ -3,7 +3,9 @@
 use std::sync::mpsc;
 
 use bytes::Bytes;
-use quipu_model::{LogId, Offset, RaftIndex, TimestampMs, TopicConfig};
+use quipu_model::{
+    LogId, Offset, ProducerEpoch, ProducerId, RaftIndex, Sequence, TimestampMs, TopicConfig,
+};
 use quipu_storage::{
     AppendError, Control, ControlKind, LogEntry, PartitionLog, Payload, RetentionPolicy, Store,
     io::FaultyDisk,
@@ -238,4 +240,46 @@ fn a_segment_is_closed_by_age_and_goes_by_retention() {
     };
     let all = log.state().size_bytes;
     assert_eq!((by(bytes(all)), by(bytes(1))), (None, Some(Offset::new(2))));
+}
+
+/// What was acknowledged to a producer is known when retention deleted it: sent again, it must not be appended twice.
+#[test]
+fn what_a_producer_sent_is_not_forgotten_when_it_is_trimmed() {
+    let tails = |log: &PartitionLog| [7, 8].map(|id| log.producer_tail(ProducerId::new(id)));
+    let trims: [(u64, bool); 3] = [(5, false), (8, false), (8, true)];
+    for (trimmed_to, rolled) in trims {
+        let disk = FaultyDisk::new(1);
+        let store = open(&disk);
+        let log = store.create_partition(key(0), small_segments()).unwrap();
+        for n in 0..8 {
+            // One of them sends nothing that stays.
+            let producer = ProducerId::new(if n < 3 { 7 } else { 8 });
+            let batch = batch(&value(n, 900));
+            let batch =
+                batch.with_producer(producer, ProducerEpoch::new(0), Sequence::new(n as i32));
+            let done = submit(&log, 1, vec![batch]).unwrap();
+            done.recv().unwrap().unwrap();
+        }
+        let known = tails(&log);
+        if rolled {
+            log.roll_if_due(TimestampMs::new(i64::MAX)).unwrap();
+        }
+        store.checkpoint().unwrap();
+        log.trim(Offset::new(trimmed_to)).unwrap();
+        assert_eq!(log.state().segments == 0, rolled);
+        flush(&log);
+        let reopened = |checkpoints: u32| {
+            (0..checkpoints).for_each(|_| store.checkpoint().unwrap());
+            let fork = disk.fork(7);
+            fork.crash();
+            let store = open(&fork);
+            let log = store.partition(key(0)).unwrap();
+            assert_eq!(tails(&log), known, "{trimmed_to} {checkpoints}");
+            // Nor when what is left is cut.
+            append(&log, 2, b"mine alone");
+            log.truncate_after(Some(LogId::new(1, 7))).unwrap();
+            assert_eq!(tails(&log), known, "cut, {trimmed_to} {checkpoints}");
+        };
+        (0..3).for_each(reopened);
+    }
 }

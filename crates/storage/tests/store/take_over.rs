@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use quipu_model::{LogId, Offset, ProducerEpoch, ProducerId, Sequence};
+use quipu_model::{LogId, Offset, ProducerEpoch, ProducerId, Sequence, TimestampMs};
 use quipu_storage::{
     Incoming, IncomingError, Manifest, PartitionLog, ReadError, StorageFailure, Store,
     io::{Disk, FaultyDisk},
@@ -149,6 +149,56 @@ fn a_log_may_be_taken_over_up_to_the_middle_of_a_segment_and_from_a_trimmed_star
         matches!(past, Err(ReadError::OutOfRange { .. })),
         "it was trimmed"
     );
+}
+
+/// Its batches may all have been deleted where the log comes from.
+#[test]
+fn what_a_producer_sent_comes_with_the_log() {
+    let store = open(&FaultyDisk::new(1));
+    let from = store.create_partition(key(0), small_segments()).unwrap();
+    let gone =
+        batch(b"gone").with_producer(ProducerId::new(7), ProducerEpoch::new(0), Sequence::new(0));
+    submit(&from, 2, vec![gone])
+        .unwrap()
+        .recv()
+        .unwrap()
+        .unwrap();
+    (1..14).for_each(|n| append(&from, 2, &value(n, 900)));
+    store.checkpoint().unwrap();
+    let tail = from.producer_tail(ProducerId::new(7));
+    for trimmed_to in [6, 14] {
+        from.roll_if_due(TimestampMs::new(i64::MAX)).unwrap();
+        from.trim(Offset::new(trimmed_to)).unwrap();
+        let disk = FaultyDisk::new(2);
+        let store = open(&disk);
+        let log = store.create_partition(key(0), small_segments()).unwrap();
+        let mut incoming = Incoming::open(Arc::clone(&log), all_of(&from)).unwrap();
+        copy(&from, &mut incoming, usize::MAX).unwrap();
+        install(&log, &incoming).unwrap().unwrap();
+        for checkpointed in [false, true] {
+            if checkpointed {
+                store.checkpoint().unwrap();
+            }
+            let fork = disk.fork(9);
+            fork.crash();
+            let store = open(&fork);
+            let log = store.partition(key(0)).unwrap();
+            assert_eq!(
+                log.producer_tail(ProducerId::new(7)),
+                tail,
+                "{trimmed_to} {checkpointed}"
+            );
+            log.trim(Offset::new(10)).unwrap();
+            append(&log, 3, b"mine alone");
+            log.truncate_after(Some(LogId::new(2, 13))).unwrap();
+            assert_eq!(
+                log.producer_tail(ProducerId::new(7)),
+                tail,
+                "cut, {trimmed_to} {checkpointed}"
+            );
+        }
+    }
+    assert_eq!(from.state().segments, 0);
 }
 
 #[test]

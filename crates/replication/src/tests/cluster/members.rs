@@ -80,6 +80,10 @@ async fn who_is_no_longer_a_voter_leaves_and_other_learners_stay() {
     let [gone, stays] = cluster.followers().await;
     let (leading, leader) = cluster.leader().await;
     leader.add_learner(node(4), LONG).await.unwrap();
+    let all = nodes(&[1, 2, 3]);
+    until_members(leader, |m| m.learners == nodes(&[4])).await;
+    let unsettled = leader.settled(&all, LONG).await.unwrap();
+    assert_eq!(unsettled, None, "there is a learner too");
     let voters = [leading, stays];
     leader.change_voters(&voters, LONG).await.unwrap();
     let two = BTreeSet::from(voters);
@@ -97,6 +101,8 @@ async fn who_is_no_longer_a_voter_leaves_and_other_learners_stay() {
     leader.remove_learner(node(4), LONG).await.unwrap();
     leader.remove_learner(node(4), LONG).await.unwrap();
     until_members(leader, |m| m.learners.is_empty()).await;
+    assert_eq!(leader.settled(&all, LONG).await.unwrap(), None);
+    assert!(leader.settled(&two, LONG).await.unwrap().is_some());
     cluster.stop().await;
 }
 

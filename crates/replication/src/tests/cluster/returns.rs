@@ -47,7 +47,8 @@ impl Moved {
         let voters = [next, missed, node(4)];
         leader.change_voters(&voters, LONG).await.unwrap();
         cluster.fill(40, 60).await;
-        let settled = cluster.at(next).settled(LONG).await.unwrap();
+        let settled = cluster.at(next).settled(&voters.into(), LONG).await;
+        let settled = settled.unwrap().unwrap();
         let gone = cluster.members.remove(&left).unwrap();
         gone.partition.shutdown().await;
         gone.store.close().unwrap();

@@ -17,9 +17,9 @@ use crate::{
     log::{
         PartitionLog, ProducerTable,
         append::is_full,
-        core::load_producers,
         segment::{Segment, SegmentError},
         state::Compacted,
+        tables::load_producers,
     },
 };
 
