@@ -375,6 +375,16 @@ impl Partition {
             .is_ok_and(|running| running.leading().is_ok() && (asleep || !running.is_forsaken()))
     }
 
+    /// On the leader: makes sure that a majority follows it still. What it lacks then, nobody was told to be committed.
+    ///
+    /// # Errors
+    /// Where it does not lead, or no majority answers in time.
+    pub async fn confirm(&self, timeout: Duration) -> Result<(), AppendError> {
+        let (running, _) = self.leading()?;
+        self.confirm_leading(&running, Instant::now() + timeout)
+            .await
+    }
+
     /// Whether the group sleeps, as far as this replica knows.
     pub fn is_asleep(&self) -> bool {
         *self.inner.asleep.borrow()

@@ -29,6 +29,8 @@ pub(crate) struct Listener {
     broker: Broker,
     /// Requests that wait until there are enough for a connection, and their number.
     pending: (Vec<u8>, usize),
+    /// How many requests were sent, and answers came.
+    sent: usize,
     answered: usize,
     memory_before: u64,
     _directory: TempDir,
@@ -47,13 +49,15 @@ impl Listener {
             memory_before: broker.anonymous_bytes()?,
             broker,
             pending: (Vec::new(), 0),
+            sent: 0,
             answered: 0,
             _directory: directory,
         })
     }
 
     /// Sends requests and waits until all are answered or the connection is closed.
-    fn exchange(&mut self, requests: &[u8]) -> Result<()> {
+    fn exchange(&mut self, requests: &[u8], count: usize) -> Result<()> {
+        self.sent += count;
         let mut stream = TcpStream::connect(self.broker.kafka())?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut answers = Vec::new();
@@ -65,13 +69,13 @@ impl Listener {
             let hangs = error.kind() == io::ErrorKind::WouldBlock;
             ensure!(!hangs, "neither answered nor closed in {PATIENCE:?}");
         }
-        self.answered += usize::from(!answers.is_empty());
+        self.answered += count_frames(&answers);
         Ok(())
     }
 
     fn send_pending(&mut self) -> Result<()> {
-        let (requests, _) = std::mem::take(&mut self.pending);
-        self.exchange(&requests)
+        let (requests, count) = std::mem::take(&mut self.pending);
+        self.exchange(&requests, count)
     }
 }
 
@@ -85,7 +89,7 @@ impl Target for Listener {
         request.extend_from_slice(&frame);
         if try_frame(frame.into()).is_none() {
             return match random.chance(REFUSED_SHARE) {
-                true => self.exchange(&request),
+                true => self.exchange(&request, 1),
                 false => Ok(()),
             };
         }
@@ -99,14 +103,15 @@ impl Target for Listener {
 
     fn finish(mut self: Box<Self>) -> Result<()> {
         self.send_pending()?;
-        ensure!(self.answered > 0, "not one connection was answered");
+        ensure!(self.answered > 0, "not one request was answered");
         let log = self.broker.log()?;
         ensure!(!log.contains("panicked"), "{log}");
         ensure!(!self.broker.has_ended()?, "the broker ended: {log}");
         let memory = self.broker.anonymous_bytes().context("the broker")?;
         let grown = memory.saturating_sub(self.memory_before);
         println!(
-            "{} connections were answered, the node took {} MB more than before",
+            "{} requests were sent and {} answered, the node took {} MB more than before",
+            self.sent,
             self.answered,
             grown / 1_000_000
         );
@@ -116,4 +121,16 @@ impl Target for Listener {
         );
         Ok(())
     }
+}
+
+/// How many frames stand one behind the other, each behind its length.
+fn count_frames(mut bytes: &[u8]) -> usize {
+    let mut count = 0;
+    while let Some((length, rest)) = bytes.split_first_chunk()
+        && let Some(rest) = rest.get(u32::from_be_bytes(*length) as usize..)
+    {
+        bytes = rest;
+        count += 1;
+    }
+    count
 }

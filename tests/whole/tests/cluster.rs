@@ -12,8 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use quipu_proto::v1::{FetchRequest, log_client::LogClient};
 use quipu_tests::{Cluster, scratch};
 use serde_json::Value;
+use tonic::Code;
 
 fn produce(cluster: &Cluster, range: Range<u32>) -> Result<()> {
     let lines: String = range.map(|n| format!("k{}\tvalue {n}\n", n % 7)).collect();
@@ -240,6 +242,37 @@ fn without_a_majority_writes_are_refused_and_committed_records_are_read() -> Res
     }
     produce(&cluster, 101..200)?;
     Ok(())
+}
+
+/// A consumer that is told so may begin anew: only who leads for certain says it. Others may have taken in what this one lacks.
+#[tokio::test]
+async fn a_leader_that_lost_its_majority_calls_no_offset_out_of_range() -> Result<()> {
+    let dir = scratch()?;
+    let mut cluster = Cluster::start(dir.path().to_owned())?;
+    create(&cluster, "1")?;
+    produce(&cluster, 0..10)?;
+    let leads = leader(&cluster)?;
+    let address = format!("http://{}", cluster.node(leads)?.grpc());
+    let mut log = LogClient::connect(address).await?;
+    let request = FetchRequest {
+        topic: "orders".to_owned(),
+        offset: 11,
+        ..FetchRequest::default()
+    };
+    let refused = log.fetch(request.clone()).await.err().context("none")?;
+    ensure!(refused.code() == Code::OutOfRange, "{refused:?}");
+    for node in (1..=Cluster::FIRST).filter(|node| *node != leads) {
+        cluster.take(node)?.kill()?;
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let refused = log.fetch(request.clone()).await.err().context("none")?;
+        if refused.code() == Code::Unavailable {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{refused:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Whether a node holds segments that it copied from another: their names carry a generation.

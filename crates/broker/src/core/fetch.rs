@@ -146,6 +146,8 @@ impl Core {
 
 /// How often a leader with waiting consumers looks whether a majority still follows it.
 const FOLLOWED_CHECK: Duration = Duration::from_secs(1);
+/// How long a leader may take to find out whether a majority still follows it.
+const CONFIRMATION: Duration = Duration::from_secs(1);
 
 /// A consumer that follows a partition. It holds the memory of the message that was handed out last, and, while it catches up
 /// and the budget has room, of the one after it.
@@ -309,24 +311,8 @@ async fn read_below(
             next_offset: from,
         });
     }
-    if from > high_watermark && !partition.leadership().borrow().ready {
-        return Err(BrokerError::new(
-            Reason::NotLeader,
-            format!(
-                "this node does not lead {} and knows of offsets up to {high_watermark} only: ask its leader, or retry shortly",
-                partition.key()
-            ),
-        ));
-    }
     if from > high_watermark {
-        return Err(BrokerError::new(
-            Reason::OffsetOutOfRange,
-            format!(
-                "offset {from} is out of range: partition {} holds offsets {} to {high_watermark}",
-                partition.key(),
-                partition.start_offset()
-            ),
-        ));
+        return Err(refusal(partition, from).await);
     }
     match partition.read(from, max_bytes).await {
         Err(ReadError::Damaged(damage)) if !partition.is_alone() => {
@@ -335,6 +321,32 @@ async fn read_below(
         }
         read => Ok(read?),
     }
+}
+
+/// Why an offset behind all that is known here cannot be read. A consumer that is told "out of range" may begin anew: only who
+/// leads for certain says so. One that was deposed and does not know it yet lacks what its successor took in.
+async fn refusal(partition: &Partition, from: Offset) -> BrokerError {
+    let confirmed = partition.confirm(CONFIRMATION).await.is_ok();
+    let high_watermark = *partition.high_watermark().borrow();
+    let ready = partition.leadership().borrow().ready;
+    if confirmed && ready && is_beyond(partition, from, high_watermark) {
+        return BrokerError::new(
+            Reason::OffsetOutOfRange,
+            format!(
+                "offset {from} is out of range: partition {} holds offsets {} to {high_watermark}",
+                partition.key(),
+                partition.start_offset()
+            ),
+        );
+    }
+    BrokerError::new(
+        Reason::NotLeader,
+        format!(
+            "this node does not lead {}, as far as it knows, and knows of offsets up to {high_watermark} only: ask its leader, or \
+             retry shortly",
+            partition.key()
+        ),
+    )
 }
 
 /// Whether an offset is not to be waited for here: it lies past the log's end, or this node does not know what is committed.
