@@ -54,6 +54,10 @@ pub(crate) fn one(options: &Options) -> anyhow::Result<bool> {
 // - 60082: it was the simulator: it let rot strike a minority of the replicas that were wanted, while the only voter was still
 //   the one struck. But a leader whose damage is found between two looks told producers for good what others would have taken.
 // - 80282: a replica that started with rot, and did not know yet who else votes, took itself for the only one, and told producers so.
+// - 82965: retention deleted all batches of a producer that had no answer yet; a restart rebuilt the producers from what was left, and
+//   what was sent again was appended twice. What was known of producers at a log's first segment is a part of its state now.
+// - 83050: who was only in the older half of a change of voters that its leader did not end became a learner, and the move was
+//   called done with it.
 
 /// After how many seeds each the total is told.
 const TOLD_EVERY: u64 = 10;
