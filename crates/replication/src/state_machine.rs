@@ -91,6 +91,17 @@ impl StateMachine {
         flushed.map_err(io::Error::other)
     }
 
+    /// Lets what was applied since be the snapshot; whether anything was.
+    fn mark_later(&self, than: &SnapshotPoint) -> Result<bool, io::Error> {
+        let applied = self.group.applied_point().map_err(io::Error::other)?;
+        let later = applied.filter(|point| point.last > than.last);
+        let found = later.is_some();
+        if found {
+            self.group.snapshots.lock().current = later;
+        }
+        Ok(found)
+    }
+
     fn note_membership(&mut self, membership: StoredMembership) {
         self.voters = encoded(&membership);
         self.group.applied.lock().membership = membership;
@@ -183,19 +194,24 @@ impl RaftStateMachine<Types> for StateMachine {
     async fn get_current_snapshot(
         &mut self,
     ) -> Result<Option<SnapshotOf<Types, Manifest>>, io::Error> {
-        let Some(point) = self.group.snapshots.lock().current.clone() else {
-            return Ok(None);
-        };
-        let group = Arc::clone(&self.group);
-        let (last, end) = (from_raft_id(&point.last), point.next_offset);
-        let reading = blocking(&self.group.store, move || group.log.manifest(last, end));
-        let log = match reading.await.map_err(io::Error::other)? {
-            Ok(log) => Some(log),
-            // It was trimmed past there: who installs it then lacks entries, and is sent a later one.
-            Err(ReadError::OutOfRange { .. }) => None,
-            Err(error) => return Err(io::Error::other(error)),
-        };
-        Ok(Some(snapshot_of(point, log)))
+        loop {
+            let Some(point) = self.group.snapshots.lock().current.clone() else {
+                return Ok(None);
+            };
+            let group = Arc::clone(&self.group);
+            let (last, end) = (from_raft_id(&point.last), point.next_offset);
+            let reading = blocking(&self.group.store, move || group.log.manifest(last, end));
+            match reading.await.map_err(io::Error::other)? {
+                Ok(log) => return Ok(Some(snapshot_of(point, Some(log)))),
+                // It was trimmed past there. Without the log, what producers had sent would be forgotten: a later one has it.
+                Err(ReadError::OutOfRange { .. }) => {
+                    if !self.mark_later(&point)? {
+                        return Ok(Some(snapshot_of(point, None)));
+                    }
+                }
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
     }
 }
 
