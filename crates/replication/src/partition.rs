@@ -84,6 +84,8 @@ pub(crate) struct Inner {
     pub(crate) alarm: Arc<Notify>,
     /// Held while a repair changes files.
     pub(crate) mending: Mutex<()>,
+    /// Who is said to hold the partition: see [`Partition::note_holders`].
+    pub(crate) holders: RwLock<Vec<NodeId>>,
 }
 
 impl Inner {
@@ -110,6 +112,7 @@ impl Inner {
             heard: AtomicBool::new(false),
             alarm: Arc::default(),
             mending: Mutex::new(()),
+            holders: RwLock::default(),
         };
         let alarm = Arc::clone(&inner.alarm);
         let raise = Box::new(move || alarm.notify_one());
@@ -424,6 +427,16 @@ impl Partition {
             Replica::Ended => damage.to_string(),
             _ => format!("repairing: {damage}"),
         })
+    }
+
+    /// Notes which nodes are said to hold the partition. A replica that starts with rot may not have read yet who its group's
+    /// members are: then it asks these too.
+    pub fn note_holders(&self, nodes: &[NodeId]) {
+        let mut holders = self.inner.holders.write();
+        if *holders != nodes {
+            nodes.clone_into(&mut holders);
+            self.inner.alarm.notify_one();
+        }
     }
 
     /// Waits until the partition is not damaged, or the replica was shut down.

@@ -393,6 +393,7 @@ impl Repair<'_> {
         let members = self.inner.members.borrow();
         let mut others: Vec<_> = members.voters.union(&members.learners).copied().collect();
         others.extend(self.starter.founders.keys().map(|node| NodeId::new(*node)));
+        others.extend(&*self.inner.holders.read());
         others.sort();
         others.dedup();
         others.retain(|node| *node != own);

@@ -64,6 +64,9 @@ impl Reconciler {
             for running in entry.running() {
                 running.partition.set_config(entry.topic.config.clone());
             }
+            for (assignment, running) in entry.assigned() {
+                running.partition.note_holders(&assignment.replicas);
+            }
         }
         for gone in replaced.gone {
             self.remove(gone).await;
@@ -166,6 +169,9 @@ impl Reconciler {
                 joined => Origin::Joiner(joined.as_ref().and_then(|now| now.settled)),
             };
             let partition = replicator.start(key, origin, config).await?;
+            if let Some(assignment) = &assignment {
+                partition.note_holders(&assignment.replicas);
+            }
             if let Some(damage) = partition.damage() {
                 tracing::error!(%damage, "a partition is not served");
             } else if matches!(origin, Origin::Founder([_])) {

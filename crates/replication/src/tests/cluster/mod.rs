@@ -272,11 +272,27 @@ impl Cluster {
             idle,
             copy_behind,
         };
-        let founders = [1, 2, 3].map(node);
-        for founder in founders {
-            cluster.add(founder, Origin::Founder(&founders)).await;
-        }
+        cluster.found(&[1, 2, 3]).await;
         cluster
+    }
+
+    /// So many voters.
+    async fn of(founders: &[u64]) -> Self {
+        let mut cluster = Self {
+            wires: Arc::default(),
+            members: BTreeMap::new(),
+            idle: LONG,
+            copy_behind: u64::MAX,
+        };
+        cluster.found(founders).await;
+        cluster
+    }
+
+    async fn found(&mut self, founders: &[u64]) {
+        let founders: Vec<NodeId> = founders.iter().copied().map(node).collect();
+        for founder in &founders {
+            self.add(*founder, Origin::Founder(&founders)).await;
+        }
     }
 
     /// Starts a replica on a node that has none.

@@ -236,6 +236,36 @@ async fn a_replica_that_starts_with_rot_and_no_word_of_the_others_sends_producer
     cluster.stop().await;
 }
 
+/// What its last checkpoint knows of is itself alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_the_only_one_and_starts_with_rot_asks_whom_it_is_told_of() {
+    let mut cluster = Cluster::of(&[1]).await;
+    cluster.fill(0, 300).await;
+    cluster.checkpoint();
+    for joins in [2, 3].map(node) {
+        cluster.add(joins, Origin::Joiner(None)).await;
+        cluster.at(node(1)).add_learner(joins, LONG).await.unwrap();
+    }
+    cluster.hold_the_same(&[1, 2, 3], 0, 300).await;
+    let all = [1, 2, 3].map(node);
+    cluster.at(node(1)).change_voters(&all, LONG).await.unwrap();
+    let member = cluster.members.remove(&node(1)).unwrap();
+    let disk = Arc::new(member.disk.fork(1));
+    disk.crash();
+    member.partition.shutdown().await;
+    member.store.close().unwrap();
+    // Found at once, and not to be mended without the others.
+    disk.flip_bit(log(&disk, 0).with_extension("seal"), 20, 3);
+    disk.flip_bit(log(&disk, 0), 100, 3);
+    let partition = cluster.run(node(1), disk, Origin::Joiner(None)).await;
+    assert!(partition.damage().is_some());
+    partition.note_holders(&all);
+    until_sound(&partition).await;
+    cluster.fill(300, 320).await;
+    cluster.hold_the_same(&[1, 2, 3], 0, 320).await;
+    cluster.stop().await;
+}
+
 /// Lets the others delete what a replica with rot cannot repair meanwhile; where the log begins then.
 async fn let_go(cluster: &Cluster) -> Offset {
     let policy = RetentionPolicy {
