@@ -41,15 +41,15 @@ class Java:
 
     def produce(self, broker, topic, records, size):
         """Records a second."""
-        return self.paced(broker, topic, records, size, -1)[0]
+        return self.paced(broker, topic, records, size, -1, records // 5)[0]
 
     def latency(self, broker, topic, records, size, rate):
-        """The 99th percentile of the records' latencies, in ms, at a rate."""
-        return self.paced(broker, topic, records, size, rate)[1]
+        """The 99th percentile of the latencies of the second half of the records, in ms, at a rate."""
+        return self.paced(broker, topic, records, size, rate, records // 2)[1]
 
-    def paced(self, broker, topic, records, size, rate):
-        """Records a second and the 99th percentile of their latency, both without the first fifth."""
-        amount = ["--num-records", str(records), "--record-size", str(size), "--warmup-records", str(records // 5)]
+    def paced(self, broker, topic, records, size, rate, warm_up):
+        """Records a second and the 99th percentile of their latency, both without the first ones."""
+        amount = ["--num-records", str(records), "--record-size", str(size), "--warmup-records", str(warm_up)]
         how = ["--throughput", str(rate), "--command-property", "acks=all"]
         said = self.tool("ProducerPerformance", broker, "--topic", topic, *amount, *how)
         return numbers(said, r"([\d.]+) records/sec .*?([\d.]+) ms 99th")
