@@ -58,10 +58,7 @@ fn what_is_not_the_protocol_is_closed_with_a_line_in_the_log() -> Result<()> {
             "says that it has -1 bytes",
         ),
         // An unknown key.
-        (
-            &[0, 0, 0, 10, 0x7f, 0xff, 0, 0, 0, 0, 0, 1, 0, 0],
-            "32767",
-        ),
+        (&[0, 0, 0, 10, 0x7f, 0xff, 0, 0, 0, 0, 0, 1, 0, 0], "32767"),
         // Metadata of more topics than the request has bytes for.
         (
             &[
