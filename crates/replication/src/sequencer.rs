@@ -11,8 +11,8 @@
 //! none of them can be appended between the failure and the cancellation. (A request that was dropped before it was sent is
 //! told elsewhere, but nothing can be behind it: it still holds the door.)
 //!
-//! **Nothing known.** A producer of which the log knows nothing (a new one, or one whose batches retention dropped) may begin
-//! with any sequence, as with Kafka. For one whose first batch was just refused (no room, no leader yet) that would be
+//! **Nothing known.** A producer of which the log knows nothing (a new one, or one that was silent for so long that it was
+//! forgotten) may begin with any sequence, as with Kafka. For one whose first batch was just refused (no room, no leader yet) that would be
 //! wrong: those behind it in the client's pipeline would be taken for the first. So [`Sequencer::refuse`] keeps what is due.
 //!
 //! **One term.** The books are kept for one term of leadership and thrown away after it: another leader may have appended
