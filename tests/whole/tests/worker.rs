@@ -137,6 +137,12 @@ async fn poison_goes_to_the_dead_letters_and_comes_back_when_it_is_sent() {
     for (key, numbers) in &*ledger.by_key.lock().unwrap() {
         assert!(numbers.is_sorted(), "{key} is out of order: {numbers:?}");
     }
+    // Its topic comes with the first letter.
+    let has_topic = || {
+        let described = broker.client(&["topic", "describe", "orders.g.dead"], b"");
+        described.unwrap().status.success()
+    };
+    until("a dead letter", has_topic).await;
     until("ten dead letters", || letters(&broker, &[]).len() == 10).await;
 
     let listed = letters(&broker, &[]);
