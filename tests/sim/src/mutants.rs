@@ -123,8 +123,10 @@ impl Mutant {
             Self::StaysBehind => &["removed"],
             // It votes for who missed its moves, or leads itself.
             Self::ReturnsAsBefore => &["acknowledged", "one-leader", "unchanged", "high-watermark"],
-            // A leader that takes a claim for true sends what comes after it, and is refused.
+            // A leader that takes a claim for true sends what comes after it, and is refused: such a replica never catches up,
+            // and leadership is not handed over to it.
             Self::ClaimsItsOldLog => &[
+                "handover",
                 "acknowledged",
                 "unchanged",
                 "equal",
