@@ -164,7 +164,7 @@ impl Partition {
     }
 
     /// What runs, and the term that it leads for certain: in `epoch`, where that matters.
-    async fn leading_in(
+    pub(crate) async fn leading_in(
         &self,
         epoch: Option<LeaderEpoch>,
         deadline: Instant,

@@ -383,9 +383,8 @@ impl Partition {
     /// # Errors
     /// Where it does not lead, or no majority answers in time.
     pub async fn confirm(&self, timeout: Duration) -> Result<(), AppendError> {
-        let (running, _) = self.leading()?;
-        self.confirm_leading(&running, Instant::now() + timeout)
-            .await
+        let leading = self.leading_in(None, Instant::now() + timeout);
+        leading.await.map(drop)
     }
 
     /// Whether the group sleeps, as far as this replica knows.

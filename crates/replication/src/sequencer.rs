@@ -12,8 +12,9 @@
 //! told elsewhere, but nothing can be behind it: it still holds the door.)
 //!
 //! **Nothing known.** A producer of which the log knows nothing (a new one, or one that was silent for so long that it was
-//! forgotten) may begin with any sequence, as with Kafka. For one whose first batch was just refused (no room, no leader yet) that would be
-//! wrong: those behind it in the client's pipeline would be taken for the first. So [`Sequencer::refuse`] keeps what is due.
+//! forgotten) may begin with any sequence, as with Kafka. For one whose first batch was just refused (no room, no leader
+//! yet) that would be wrong: those behind it in the client's pipeline would be taken for the first. So
+//! [`Sequencer::refuse`] keeps what is due.
 //!
 //! **One term.** The books are kept for one term of leadership and thrown away after it: another leader may have appended
 //! for the same producers since. Each proposal is bound to the term in which it was sequenced, and refused in any other.

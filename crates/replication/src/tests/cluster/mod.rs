@@ -266,33 +266,26 @@ impl Cluster {
     }
 
     async fn start_with(idle: Duration, copy_behind: u64) -> Self {
+        Self::found(&[1, 2, 3], idle, copy_behind).await
+    }
+
+    /// So many voters.
+    async fn of(founders: &[u64]) -> Self {
+        Self::found(founders, LONG, u64::MAX).await
+    }
+
+    async fn found(founders: &[u64], idle: Duration, copy_behind: u64) -> Self {
         let mut cluster = Self {
             wires: Arc::default(),
             members: BTreeMap::new(),
             idle,
             copy_behind,
         };
-        cluster.found(&[1, 2, 3]).await;
-        cluster
-    }
-
-    /// So many voters.
-    async fn of(founders: &[u64]) -> Self {
-        let mut cluster = Self {
-            wires: Arc::default(),
-            members: BTreeMap::new(),
-            idle: LONG,
-            copy_behind: u64::MAX,
-        };
-        cluster.found(founders).await;
-        cluster
-    }
-
-    async fn found(&mut self, founders: &[u64]) {
         let founders: Vec<NodeId> = founders.iter().copied().map(node).collect();
         for founder in &founders {
-            self.add(*founder, Origin::Founder(&founders)).await;
+            cluster.add(*founder, Origin::Founder(&founders)).await;
         }
+        cluster
     }
 
     /// Starts a replica on a node that has none.
