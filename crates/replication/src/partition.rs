@@ -375,15 +375,15 @@ impl Partition {
     pub fn is_followed(&self) -> bool {
         let asleep = *self.inner.asleep.borrow();
         self.running()
-            .is_ok_and(|running| running.leading().is_ok() && (asleep || !running.is_forsaken()))
+            .is_ok_and(|running| running.leading().is_ok() && (asleep || !running.may_be_deposed()))
     }
 
-    /// On the leader: makes sure that a majority follows it still. What it lacks then, nobody was told to be committed.
+    /// On the leader in `epoch`: makes sure that a majority follows it still. What it lacks then, nobody was told to be committed.
     ///
     /// # Errors
-    /// Where it does not lead, or no majority answers in time.
-    pub async fn confirm(&self, timeout: Duration) -> Result<(), AppendError> {
-        let leading = self.leading_in(None, Instant::now() + timeout);
+    /// Where it does not lead in that epoch, or no majority answers in time.
+    pub async fn confirm(&self, epoch: LeaderEpoch, timeout: Duration) -> Result<(), AppendError> {
+        let leading = self.leading_in(Some(epoch), Instant::now() + timeout);
         leading.await.map(drop)
     }
 

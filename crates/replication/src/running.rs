@@ -153,13 +153,23 @@ impl Running {
         is_sole_voter(server.id, server.membership_config.membership())
     }
 
-    /// Whether this replica takes itself for the leader, and no majority has answered it for so long that another may lead by
-    /// now.
+    /// Whether this replica takes itself for the leader, and no majority has answered it for so long that the others have
+    /// another by now.
     pub(crate) fn is_forsaken(&self) -> bool {
+        self.leads_unheard_for(FORSAKEN)
+    }
+
+    /// Whether this replica takes itself for the leader, and no majority has answered what it sent within [`LEASE`]: from then
+    /// on they may vote for another.
+    pub(crate) fn may_be_deposed(&self) -> bool {
+        self.leads_unheard_for(LEASE)
+    }
+
+    fn leads_unheard_for(&self, time: Duration) -> bool {
         let server = self.server.borrow_watched();
         let answered = self.data.borrow_watched().last_quorum_acked;
         server.state == ServerState::Leader
-            && answered.is_some_and(|at| at.elapsed() > FORSAKEN)
+            && answered.is_some_and(|at| at.elapsed() > time)
             && !is_sole_voter(server.id, server.membership_config.membership())
     }
 

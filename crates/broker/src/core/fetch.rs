@@ -147,7 +147,7 @@ impl Core {
 /// How often a leader with waiting consumers looks whether a majority still follows it.
 const FOLLOWED_CHECK: Duration = Duration::from_secs(1);
 /// How long a leader may take to find out whether a majority still follows it.
-const CONFIRMATION: Duration = Duration::from_secs(1);
+pub(crate) const CONFIRMATION: Duration = Duration::from_secs(1);
 
 /// A consumer that follows a partition. It holds the memory of the message that was handed out last, and, while it catches up
 /// and the budget has room, of the one after it.
@@ -323,13 +323,20 @@ async fn read_below(
     }
 }
 
+/// Where a partition ends; `None` where this node does not lead it for certain, or does not know yet.
+pub(crate) async fn certain_end(partition: &Partition) -> Option<Offset> {
+    let epoch = partition.leader().1;
+    partition.confirm(epoch, CONFIRMATION).await.ok()?;
+    let ready = partition.leadership().borrow().ready;
+    ready.then(|| *partition.high_watermark().borrow())
+}
+
 /// Why an offset behind all that is known here cannot be read. A consumer that is told "out of range" may begin anew: only who
 /// leads for certain says so. One that was deposed and does not know it yet lacks what its successor took in.
 async fn refusal(partition: &Partition, from: Offset) -> BrokerError {
-    let confirmed = partition.confirm(CONFIRMATION).await.is_ok();
+    let end = certain_end(partition).await;
     let high_watermark = *partition.high_watermark().borrow();
-    let ready = partition.leadership().borrow().ready;
-    if confirmed && ready && is_beyond(partition, from, high_watermark) {
+    if end.is_some_and(|end| is_beyond(partition, from, end)) {
         return BrokerError::new(
             Reason::OffsetOutOfRange,
             format!(

@@ -17,7 +17,7 @@ use quipu_storage::{Store, io::Clock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use fetch::FetchStream;
+pub(crate) use fetch::{CONFIRMATION, FetchStream, certain_end};
 pub use fetch::{Fetch, Fetched};
 pub use offsets::{EpochEnd, ListedOffset, OffsetQuery};
 pub use produce::{Payload, Prepared, Produce};

@@ -46,7 +46,7 @@ use self::{
     topics::TopicsView,
 };
 use crate::{
-    core::Core,
+    core::{CONFIRMATION, Core, certain_end},
     error::{BrokerError, NodeAddress, Reason},
     metadata::{Metadata, MetadataImage},
     partitions::Running,
@@ -224,6 +224,33 @@ impl Core {
         called.map_err(|error| self.with_coordinator(error, partition))
     }
 
+    /// What the coordinator of a group knows, if that is this node.
+    ///
+    /// # Errors
+    /// Where it is another one, or may be: one that was deposed and does not know it yet would tell of offsets that are out of
+    /// date, or of none, upon which a consumer begins anew.
+    pub(crate) async fn learn_from_coordinator<T: Send + 'static>(
+        &self,
+        group: GroupId,
+        look: impl FnOnce(&Coordinator, &GroupId) -> T + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let partition = self.group_partition(&group).await?;
+        let key = PartitionKey {
+            topic: MetadataImage::OFFSETS_TOPIC_ID,
+            partition,
+        };
+        let not_here = || self.with_coordinator(not_coordinator(), partition);
+        let replica = self.table.replica(key).ok_or_else(not_here)?;
+        let epoch = replica.leader().1;
+        let looking =
+            self.at_coordinator(group, |coordinator, group, _, _| look(coordinator, group));
+        let seen = looking.await?;
+        // Afterwards: who leads still, in the same epoch, has led when it was looked at.
+        let confirmed = replica.confirm(epoch, CONFIRMATION).await;
+        confirmed.map_err(|_| not_here())?;
+        Ok(seen)
+    }
+
     /// Lets an event happen at the coordinator of a group, if that is this node, and waits for the reply that comes now or later.
     ///
     /// # Errors
@@ -340,7 +367,7 @@ impl Core {
 
     /// # Errors
     /// Where this node leads the partition and knows that it does not reach so far.
-    pub(crate) fn check_reached(
+    pub(crate) async fn check_reached(
         &self,
         key: PartitionKey,
         offset: quipu_model::Offset,
@@ -348,15 +375,16 @@ impl Core {
         let Some(partition) = self.table.replica(key) else {
             return Ok(());
         };
-        let end = *partition.high_watermark().borrow();
-        let knows = partition.leadership().borrow().ready && partition.is_followed();
-        if knows && offset > end {
-            return Err(BrokerError::new(
+        if offset <= *partition.high_watermark().borrow() {
+            return Ok(());
+        }
+        match certain_end(&partition).await {
+            Some(end) if offset > end => Err(BrokerError::new(
                 Reason::OffsetOutOfRange,
                 format!("offset {offset} is past the end of the partition, which is {end}"),
-            ));
+            )),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -66,7 +66,7 @@ impl groups_server::Groups for GroupsService {
         };
         let fetch = self
             .core
-            .at_coordinator(group, move |coordinator, group, _, _| {
+            .learn_from_coordinator(group, move |coordinator, group| {
                 coordinator.fetch(group, wanted.as_deref())
             });
         let topics = self.topic_offsets(fetch.await?);
@@ -156,7 +156,7 @@ impl GroupsService {
         for topic in request.topics {
             for partition in topic.partitions {
                 let number = partition.partition;
-                match self.committed(&topic.topic, partition) {
+                match self.committed(&topic.topic, partition).await {
                     Ok(offset) => offsets.push(offset),
                     Err(error) => refused.push(refusal(&topic.topic, number, error)),
                 }
@@ -176,14 +176,14 @@ impl GroupsService {
         Ok(refused)
     }
 
-    fn committed(
+    async fn committed(
         &self,
         topic: &str,
         partition: PartitionOffset,
     ) -> Result<(PartitionKey, Committed), BrokerError> {
         let key = self.core.partition_key(topic, partition.partition)?;
         let offset = Offset::new(partition.offset);
-        self.core.check_reached(key, offset)?;
+        self.core.check_reached(key, offset).await?;
         Ok((
             key,
             Committed {

@@ -57,6 +57,26 @@ async fn a_leader_that_is_cut_off_is_replaced_acknowledges_nothing_and_follows_o
     cluster.stop().await;
 }
 
+/// A coordinator of groups goes by it: what it says must not be older than what another has stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_calls_itself_followed_no_longer_once_another_leads() {
+    let cluster = Cluster::start().await;
+    cluster.fill(0, 20).await;
+    let (old, leader) = cluster.leader().await;
+    let before = until_led(leader, |l| l.ready).await;
+    leader.confirm(before.epoch, LONG).await.unwrap();
+    cluster.cut_off(old);
+    let (new, _) = cluster.leader().await;
+    assert_ne!(new, old);
+    assert!(leader.is_leader());
+    assert!(!leader.is_followed());
+    let soon = Duration::from_millis(100);
+    let error = leader.confirm(before.epoch, soon).await.unwrap_err();
+    assert!(matches!(error, AppendError::NotLeader { .. }), "{error:?}");
+    cluster.heal();
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_at_a_leader_that_is_cut_off_is_sent_elsewhere_long_before_its_time_is_up() {
     let cluster = Cluster::start().await;
