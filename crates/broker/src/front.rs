@@ -16,8 +16,8 @@ pub use crate::{
     groups::{
         Assignment as GroupAssignment, Assignor, ClassicDescription, ClassicJoin, ClassicMember,
         ClassicMemberView, ClassicSync, Committed, Committer, ConsumerHeartbeat, Description,
-        GroupError, GroupId, HeartbeatAnswer, Joined, JoinedMember, Listing, MemberId, MemberView,
-        Protocol, Spec, Synced,
+        GroupError, GroupId, GroupPartition, HeartbeatAnswer, Joined, JoinedMember, Listing,
+        MemberId, MemberView, Protocol, Spec, Synced,
     },
     memory::MemoryPermit,
     metadata::{Assignment, NewTopic, Topic, Traffic},

@@ -78,14 +78,14 @@ fn held(cluster: &Cluster, key: PartitionKey) -> Vec<Held> {
 /// Hands leadership of every partition over, under load.
 pub(crate) async fn hand_over(cluster: &Cluster) {
     for n in 0..HANDOVERS {
-        for key in &cluster.keys {
-            let Some((node, leader)) = ready(cluster, *key).await else {
+        for key in cluster.produced() {
+            let Some((node, leader)) = ready(cluster, key).await else {
                 continue;
             };
-            let others = cluster.placement.replicas(*key).into_iter();
+            let others = cluster.placement.replicas(key).into_iter();
             let others: Vec<NodeId> = others.filter(|other| *other != node).collect();
             if let Some(to) = others.get(n % others.len().max(1)) {
-                hand_over_to(cluster, *key, (node, &leader), *to).await;
+                hand_over_to(cluster, key, (node, &leader), *to).await;
             }
         }
     }

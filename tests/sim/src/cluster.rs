@@ -14,6 +14,7 @@ use futures::{
     future::{BoxFuture, join_all},
 };
 use parking_lot::Mutex;
+use quipu_broker::front::GroupPartition;
 use quipu_model::{CleanupPolicy, NodeId, PartitionId, PartitionKey, TopicConfig, TopicId};
 use quipu_replication::{AppendError, Origin, Partition, Replicator};
 use quipu_storage::{PartitionDamage, Store, StoreConfig, UnrecoveredStore, io::FaultyDisk};
@@ -22,6 +23,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     clock::NodeClock,
     disk::NodeDisk,
+    groups,
     invariants::{Invariants, violated},
     luck::Luck,
     mutants::Mutant,
@@ -50,12 +52,23 @@ pub(crate) struct Shape {
     /// Of each partition.
     pub(crate) replicas: usize,
     pub(crate) compacts: bool,
+    /// Another partition holds a consumer group.
+    pub(crate) groups: bool,
 }
+
+/// Of what is produced.
+const TOPIC: TopicId = TopicId::from_bytes([7; 16]);
+/// Holds the group.
+const GROUPS: PartitionKey = PartitionKey {
+    topic: TopicId::from_bytes([8; 16]),
+    partition: PartitionId::new(0),
+};
 
 /// What all parts of a run share.
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<NodeId>,
+    /// All partitions.
     pub(crate) keys: Vec<PartitionKey>,
     pub(crate) network: Network,
     pub(crate) invariants: Invariants,
@@ -63,8 +76,8 @@ pub(crate) struct Cluster {
     pub(crate) mutant: Option<Mutant>,
     pub(crate) placement: Placement,
     pub(crate) rot: Rot,
-    /// The partitions are compacted.
-    pub(crate) compacts: bool,
+    /// What is produced is compacted.
+    compacts: bool,
     /// Nobody produces.
     pub(crate) quiet: Arc<AtomicBool>,
     states: Arc<Mutex<BTreeMap<NodeId, Node>>>,
@@ -96,6 +109,8 @@ pub(crate) struct Up {
     pub(crate) replicator: Replicator,
     /// The replicas that run.
     pub(crate) replicas: Replicas,
+    /// What serves the group beside its replica, where there is one.
+    pub(crate) groups: Arc<Mutex<Option<Arc<GroupPartition>>>>,
 }
 
 pub(crate) type Replicas = Arc<Mutex<BTreeMap<PartitionKey, Partition>>>;
@@ -118,10 +133,12 @@ pub(crate) enum Death {
 impl Cluster {
     pub(crate) fn new(seed: u64, shape: Shape, trace: Trace, mutant: Option<Mutant>) -> Self {
         let nodes: Vec<NodeId> = (1..=shape.nodes).map(NodeId::new).collect();
-        let topic = TopicId::from_bytes([7; 16]);
         let keys = (0..shape.partitions).map(PartitionId::new);
-        let keys = keys.map(|partition| PartitionKey { topic, partition });
-        let keys: Vec<PartitionKey> = keys.collect();
+        let keys = keys.map(|partition| PartitionKey {
+            topic: TOPIC,
+            partition,
+        });
+        let keys: Vec<PartitionKey> = keys.chain(shape.groups.then_some(GROUPS)).collect();
         let start = Instant::now();
         let states = nodes.iter().map(|node| {
             let state = Node {
@@ -173,6 +190,31 @@ impl Cluster {
         self.quiet.load(Ordering::Relaxed) && luck.per_mille(900)
     }
 
+    /// The partitions that producers send to.
+    pub(crate) fn produced(&self) -> impl Iterator<Item = PartitionKey> + use<'_> {
+        self.keys.iter().copied().filter(|key| *key != GROUPS)
+    }
+
+    pub(crate) fn is_compacted(&self, key: PartitionKey) -> bool {
+        self.compacts || key == GROUPS
+    }
+
+    /// What serves the group beside a node's replica.
+    pub(crate) fn groups(&self, node: NodeId) -> Option<Arc<GroupPartition>> {
+        self.up(node)?.groups.lock().clone()
+    }
+
+    /// The node's replica ends.
+    pub(crate) fn unserve_groups(&self, up: &Up, key: PartitionKey) {
+        if key == GROUPS {
+            up.groups.lock().take();
+        }
+    }
+
+    pub(crate) fn clock(&self, node: NodeId) -> Option<Arc<NodeClock>> {
+        Some(Arc::clone(&self.states.lock().get(&node)?.clock))
+    }
+
     pub(crate) fn step_clock(&self, node: NodeId, skew_ms: i64) {
         if let Some(state) = self.states.lock().get(&node) {
             state.clock.step_to(skew_ms);
@@ -210,6 +252,7 @@ impl Cluster {
             pace,
             replicator: replicator.sleep_after(self.idle()).copy_behind(COPY_BEHIND),
             replicas: Replicas::default(),
+            groups: Arc::default(),
         };
         for key in &self.keys {
             if let Err(error) = self.start_replica(node, &up, *key).await {
@@ -275,8 +318,11 @@ impl Cluster {
         self.invariants.joined(node, key);
         let starting = up
             .replicator
-            .start(key, origin, topic_config(self.compacts));
+            .start(key, origin, topic_config(self.is_compacted(key)));
         let partition = starting.await?;
+        if key == GROUPS {
+            *up.groups.lock() = groups::serve(self, node, &partition);
+        }
         self.network.serve(node, partition.clone());
         up.replicas.lock().insert(key, partition);
         Ok(())
@@ -370,7 +416,10 @@ impl Cluster {
         let mut states = self.states.lock();
         let state = states.get_mut(&node)?;
         match std::mem::replace(&mut state.life, Life::Starting) {
-            Life::Up(up) => Some(up),
+            Life::Up(up) => {
+                up.groups.lock().take();
+                Some(up)
+            }
             other => {
                 state.life = other;
                 None

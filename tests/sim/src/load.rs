@@ -241,7 +241,7 @@ impl Producer {
     fn batch(&self, batch: &Unsent) -> Option<RecordBatch> {
         let mut builder = BatchBuilder::new(Compression::None);
         for number in batch.first..batch.first + u64::from(batch.records) {
-            if self.cluster.compacts {
+            if self.cluster.is_compacted(self.key) {
                 keyed::append(&mut builder, self.id, number);
                 continue;
             }

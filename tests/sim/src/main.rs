@@ -11,6 +11,7 @@ mod compaction;
 mod disk;
 mod entropy;
 mod faults;
+mod groups;
 mod invariants;
 mod keyed;
 mod liveness;
@@ -96,6 +97,10 @@ impl Options {
             Some(mutant) => mutant.needs_compaction(),
             None => seed.is_multiple_of(COMPACTED),
         };
+        let groups = match self.mutant {
+            Some(mutant) => mutant.needs_groups(),
+            None => seed % 3 != 1,
+        };
         Plan {
             seed,
             nodes: replicas + spare_nodes,
@@ -106,6 +111,7 @@ impl Options {
             mutant: self.mutant,
             rot,
             compacts,
+            groups,
             print: self.print,
         }
     }

@@ -70,6 +70,10 @@ pub(crate) enum Mutant {
     ForgetsAKey,
     /// What a repair makes does not take the place of what rotted.
     LeavesRot,
+    /// A member of a group goes on with partitions that it says it gave up.
+    KeepsWhatItGave,
+    /// A member of a group takes offsets for stored, whatever it is answered.
+    CommitsBlindly,
 }
 
 impl Mutant {
@@ -81,6 +85,11 @@ impl Mutant {
     /// Whether it shows only where partitions are compacted.
     pub(crate) fn needs_compaction(self) -> bool {
         self == Self::ForgetsAKey
+    }
+
+    /// Whether it shows only where there is a consumer group.
+    pub(crate) fn needs_groups(self) -> bool {
+        matches!(self, Self::KeepsWhatItGave | Self::CommitsBlindly)
     }
 
     /// The invariants of which one must catch it first.
@@ -142,6 +151,8 @@ impl Mutant {
             Self::TrustsDisk => &["unchanged", "equal", "whole"],
             Self::LeavesRot => &["whole"],
             Self::ForgetsAKey => &["compacted"],
+            Self::KeepsWhatItGave => &["exclusive"],
+            Self::CommitsBlindly => &["committed"],
         }
     }
 }

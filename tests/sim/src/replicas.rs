@@ -56,6 +56,7 @@ async fn remove(cluster: &Cluster, node: NodeId, up: &Up, key: PartitionKey) {
     cluster.network.unserve(node, key);
     let replica = up.replicas.lock().remove(&key);
     if let Some(replica) = replica {
+        cluster.unserve_groups(up, key);
         replica.shutdown().await;
     }
     match up.store.remove_partition(key) {

@@ -121,6 +121,10 @@ pub(crate) async fn strike(cluster: &Cluster, node: NodeId, lasts: Duration, num
 async fn let_go(cluster: &Cluster, node: NodeId) {
     let spots = cluster.rot.spots(cluster);
     for spot in spots.into_iter().filter(|spot| spot.node == node) {
+        // What a group stored is not to be deleted.
+        if !cluster.produced().any(|key| key == spot.key) {
+            continue;
+        }
         if let Some((_, leader)) = cluster.leader(spot.key) {
             let part = spot.key.partition;
             let deleting = timeout(STEP * 50, leader.delete_before(spot.offsets.end));

@@ -24,6 +24,7 @@ use crate::{
     calm,
     cluster::{Cluster, Shape},
     compaction, entropy, faults,
+    groups::Members,
     invariants::{
         Violation,
         progress::{self, BECOMES_EQUAL, TAKES_RECORDS},
@@ -57,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) rot: bool,
     /// The partitions are compacted, and nothing is deleted for its age.
     pub(crate) compacts: bool,
+    /// Beside the partitions of producers there is one that holds a consumer group.
+    pub(crate) groups: bool,
     /// Every line of the trace goes to standard error.
     pub(crate) print: bool,
 }
@@ -130,6 +133,7 @@ async fn simulate(plan: Plan, show: &mpsc::Sender<Trace>) -> Outcome {
         partitions: plan.partitions,
         replicas: plan.replicas,
         compacts: plan.compacts,
+        groups: plan.groups,
     };
     let cluster = Cluster::new(plan.seed, shape, trace.clone(), plan.mutant);
     let course = Course {
@@ -210,10 +214,8 @@ impl Course {
             tokio::spawn(reader.run());
         }
         let producers = self.start_producers();
-        let cleanup = match self.plan.compacts {
-            true => self.for_each_key(20_000, compaction::run),
-            false => self.for_each_key(20_000, retention::run),
-        };
+        let members = self.start_members();
+        let cleanup = self.for_each_key(20_000, clean_up);
         let mut trouble = self.for_each_key(30_000, moves::ask);
         trouble.extend(self.for_each_key(40_000, transfers::run));
         self.for_each_key(50_000, moves::see_to);
@@ -229,6 +231,7 @@ impl Course {
         self.heal().await;
         cleanup.iter().for_each(JoinHandle::abort);
         self.take_records(&producers).await;
+        end_members(members).await;
         rot::wait_whole(cluster).await;
         calm::settle(cluster, self.plan.replicas).await;
         calm::hand_over(cluster).await;
@@ -237,6 +240,7 @@ impl Course {
         if let Some(down) = down {
             cluster.start(down).await;
         }
+        end_members(self.start_members()).await;
         self.stop_producers(producers).await;
         self.become_equal().await;
         self.compare().await;
@@ -261,19 +265,23 @@ impl Course {
     }
 
     fn pairs(&self) -> impl Iterator<Item = (NodeId, PartitionKey)> {
-        let keys = &self.cluster.keys;
         let nodes = self.cluster.nodes.iter();
-        nodes.flat_map(move |node| keys.iter().map(move |key| (*node, *key)))
+        nodes.flat_map(|node| self.cluster.produced().map(move |key| (*node, key)))
+    }
+
+    fn start_members(&self) -> Option<Members> {
+        let groups = self.plan.groups;
+        groups.then(|| Members::start(&self.cluster, self.plan.seed))
     }
 
     fn start_producers(&self) -> Vec<Running> {
         let mut all = Vec::new();
-        for key in &self.cluster.keys {
+        for key in self.cluster.produced() {
             for _ in 0..self.plan.producers {
                 let number = all.len() as u64;
                 let progress = Arc::<Progress>::default();
                 let producer = Producer {
-                    key: *key,
+                    key,
                     id: ProducerId::new(number as i64 + 1),
                     cluster: self.cluster.clone(),
                     luck: Luck::stream(self.plan.seed, 1000 + number),
@@ -281,7 +289,7 @@ impl Course {
                 };
                 let task = tokio::spawn(producer.run());
                 all.push(Running {
-                    key: *key,
+                    key,
                     progress,
                     task,
                 });
@@ -384,12 +392,14 @@ impl Course {
     }
 
     async fn compare(&self) {
-        for key in &self.cluster.keys {
+        for key in self.cluster.produced() {
             let mut logs = BTreeMap::new();
-            for node in self.cluster.placement.replicas(*key) {
-                logs.insert(node, self.read_all(node, *key).await);
+            for node in self.cluster.placement.replicas(key) {
+                logs.insert(node, self.read_all(node, key).await);
             }
-            self.cluster.invariants.ended(*key, &logs);
+            self.cluster.invariants.ended(key, &logs);
+        }
+        for key in &self.cluster.keys {
             calm::check_agreed(&self.cluster, *key);
         }
     }
@@ -422,6 +432,22 @@ impl Course {
             }
         }
         all.freeze()
+    }
+}
+
+/// Lets logs forget what they need not keep.
+async fn clean_up(cluster: Cluster, key: PartitionKey, luck: Luck) {
+    match cluster.is_compacted(key) {
+        true => compaction::run(cluster, key, luck).await,
+        false => retention::run(cluster, key, luck).await,
+    }
+}
+
+/// Members go on now that all is well, and then leave.
+async fn end_members(members: Option<Members>) {
+    if let Some(members) = members {
+        members.go_on().await;
+        members.stop().await;
     }
 }
 

@@ -176,14 +176,12 @@ impl Front {
         member: Option<(MemberId, u64)>,
         partitions: Option<Vec<PartitionKey>>,
     ) -> Result<Vec<(PartitionKey, Committed)>, GroupFailure> {
-        let fetching = self
-            .core
-            .learn_from_coordinator(group, move |groups, group| {
-                if let Some((member, epoch)) = member {
-                    groups.check_epoch(group, &member, epoch)?;
-                }
-                Ok::<_, GroupError>(groups.fetch(group, partitions.as_deref()))
-            });
+        let fetching = self.core.look_at_coordinator(group, move |groups, group| {
+            if let Some((member, epoch)) = member {
+                groups.check_epoch(group, &member, epoch)?;
+            }
+            Ok::<_, GroupError>(groups.fetch(group, partitions.as_deref()))
+        });
         Ok(fetching.await??)
     }
 

@@ -4,6 +4,7 @@
 //! [`coordinator`] is the state machine, [`shard`] loads it and drives it beside each replica, [`Groups`] finds the right one.
 
 mod assign;
+mod beside;
 mod classic;
 mod consumer;
 mod coordinator;
@@ -24,6 +25,7 @@ use tokio::{sync::watch, time::Instant};
 
 pub use self::{
     assign::Assignor,
+    beside::GroupPartition,
     classic::{
         ClassicDescription, ClassicJoin, ClassicMember, ClassicMemberView, ClassicSync, Joined,
         JoinedMember, Protocol, Synced,
@@ -46,7 +48,7 @@ use self::{
     topics::TopicsView,
 };
 use crate::{
-    core::{CONFIRMATION, Core, certain_end},
+    core::{Core, certain_end},
     error::{BrokerError, NodeAddress, Reason},
     metadata::{Metadata, MetadataImage},
     partitions::Running,
@@ -224,31 +226,28 @@ impl Core {
         called.map_err(|error| self.with_coordinator(error, partition))
     }
 
-    /// What the coordinator of a group knows, if that is this node.
+    /// Looks at what the coordinator of a group knows, if that is this node for certain.
     ///
     /// # Errors
-    /// Where it is another one, or may be: one that was deposed and does not know it yet would tell of offsets that are out of
-    /// date, or of none, upon which a consumer begins anew.
-    pub(crate) async fn learn_from_coordinator<T: Send + 'static>(
+    /// Where it is another one, or may be.
+    pub(crate) async fn look_at_coordinator<T: Send + 'static>(
         &self,
         group: GroupId,
         look: impl FnOnce(&Coordinator, &GroupId) -> T + Send + 'static,
     ) -> Result<T, BrokerError> {
+        if self.stop.is_cancelled() {
+            return Err(BrokerError::shutting_down());
+        }
         let partition = self.group_partition(&group).await?;
-        let key = PartitionKey {
-            topic: MetadataImage::OFFSETS_TOPIC_ID,
-            partition,
+        let seen = match self.groups.shard(partition) {
+            Some(shard) => {
+                shard
+                    .look(move |coordinator| look(coordinator, &group))
+                    .await
+            }
+            None => Err(not_coordinator()),
         };
-        let not_here = || self.with_coordinator(not_coordinator(), partition);
-        let replica = self.table.replica(key).ok_or_else(not_here)?;
-        let epoch = replica.leader().1;
-        let looking =
-            self.at_coordinator(group, |coordinator, group, _, _| look(coordinator, group));
-        let seen = looking.await?;
-        // Afterwards: who leads still, in the same epoch, has led when it was looked at.
-        let confirmed = replica.confirm(epoch, CONFIRMATION).await;
-        confirmed.map_err(|_| not_here())?;
-        Ok(seen)
+        seen.map_err(|error| self.with_coordinator(error, partition))
     }
 
     /// Lets an event happen at the coordinator of a group, if that is this node, and waits for the reply that comes now or later.

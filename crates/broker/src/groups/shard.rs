@@ -31,7 +31,10 @@ use super::{
     topics::TopicsView,
     writer::{Answer, Writer},
 };
-use crate::error::{BrokerError, Outcome, Reason};
+use crate::{
+    core::CONFIRMATION,
+    error::{BrokerError, Outcome, Reason},
+};
 
 /// An event for a coordinator, and what gives its answer.
 type Work = Box<dyn FnOnce(&mut Coordinator, Moment, &mut Effects) -> Answer + Send>;
@@ -42,7 +45,15 @@ enum State {
     /// The replica does not lead.
     Elsewhere,
     Loading,
-    Serving(mpsc::Sender<Work>),
+    Serving(Serving),
+}
+
+/// How its coordinator is reached, and where and when that leads.
+#[derive(Clone)]
+struct Serving {
+    events: mpsc::Sender<Work>,
+    partition: Partition,
+    epoch: LeaderEpoch,
 }
 
 /// The groups of one partition, as others on this node reach them.
@@ -195,12 +206,7 @@ impl Shard {
             // Who asked may have given up.
             Box::new(move |stored| drop(tell.send(stored.map(|()| answer))))
         });
-        let sender = match &*self.state.read() {
-            State::Elsewhere => return Err(not_coordinator()),
-            State::Loading => return Err(loading()),
-            State::Serving(sender) => sender.clone(),
-        };
-        match sender.try_send(work) {
+        match self.serving()?.events.try_send(work) {
             // Where it was dropped, nobody knows whether it was stored.
             Ok(()) => told.await.unwrap_or_else(|_| {
                 Err(BrokerError {
@@ -213,6 +219,34 @@ impl Shard {
                 "the coordinator has too many requests waiting: retry shortly",
             )),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(not_coordinator()),
+        }
+    }
+
+    fn serving(&self) -> Result<Serving, BrokerError> {
+        match &*self.state.read() {
+            State::Elsewhere => Err(not_coordinator()),
+            State::Loading => Err(loading()),
+            State::Serving(serving) => Ok(serving.clone()),
+        }
+    }
+
+    /// Looks at what the coordinator knows: nobody else knows better, since a majority follows it still.
+    ///
+    /// # Errors
+    /// As [`Shard::call`], and where that is not certain: one that was deposed and does not know it yet would tell of offsets that
+    /// are out of date, or of none, upon which a consumer begins anew.
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Coordinator) -> T + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let Serving {
+            partition, epoch, ..
+        } = self.serving()?;
+        let seen = self.call(|coordinator, _, _| look(coordinator)).await?;
+        // Afterwards: who leads still, in the same epoch, has led when it was looked at.
+        match partition.confirm(epoch, CONFIRMATION).await {
+            Ok(()) => Ok(seen),
+            Err(_) => Err(not_coordinator()),
         }
     }
 
@@ -347,7 +381,7 @@ impl Server {
             Err(stopped) => return stopped,
         };
         let mut writer = Writer::new(self.partition.clone(), epoch);
-        let stopped = self.serve(coordinator, &mut writer).await;
+        let stopped = self.serve(coordinator, epoch, &mut writer).await;
         let error = match stopped {
             Ok(never) => match never {},
             Err(Stopped::Write(error)) => {
@@ -405,10 +439,15 @@ impl Server {
     async fn serve(
         &self,
         mut coordinator: Coordinator,
+        epoch: LeaderEpoch,
         writer: &mut Writer,
     ) -> Result<std::convert::Infallible, Stopped> {
         let (sender, mut events) = mpsc::channel(Shard::QUEUE);
-        self.shard.set(State::Serving(sender));
+        self.shard.set(State::Serving(Serving {
+            events: sender,
+            partition: self.partition.clone(),
+            epoch,
+        }));
         let mut topics = self.topics.clone();
         let first = Arc::clone(&topics.borrow_and_update());
         self.happen(writer, |now, effects| {

@@ -66,7 +66,7 @@ impl groups_server::Groups for GroupsService {
         };
         let fetch = self
             .core
-            .learn_from_coordinator(group, move |coordinator, group| {
+            .look_at_coordinator(group, move |coordinator, group| {
                 coordinator.fetch(group, wanted.as_deref())
             });
         let topics = self.topic_offsets(fetch.await?);

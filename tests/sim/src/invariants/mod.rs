@@ -13,6 +13,7 @@ mod one_leader;
 mod order;
 pub(crate) mod progress;
 mod removed;
+mod shared;
 pub(crate) mod sleep;
 mod unchanged;
 pub(crate) mod whole;
@@ -21,9 +22,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use quipu_broker::front::MemberId;
 use quipu_model::{NodeId, Offset, PartitionKey, RecordBatch, Term, Vote, batch::split_batches};
 use quipu_storage::LogEntry;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 pub(crate) use self::acknowledged::Acknowledgement;
 use crate::{
@@ -59,6 +61,7 @@ struct State {
     partitions: BTreeMap<PartitionKey, Partition>,
     leaders: one_leader::Leaders,
     removed: removed::Removed,
+    shared: shared::Shared,
     violation: Option<Violation>,
 }
 
@@ -163,6 +166,33 @@ impl Invariants {
     pub(crate) fn takes_part(&self, key: PartitionKey, node: NodeId) {
         let outcome = self.state.lock().removed.takes_part(key, node);
         self.note(outcome);
+    }
+
+    /// Up to where a partition that members share is known to be stored as processed.
+    pub(crate) fn stored(&self, partition: PartitionKey) -> Offset {
+        self.state.lock().shared.stored(partition)
+    }
+
+    /// A member was told that this is stored.
+    pub(crate) fn committed(&self, partition: PartitionKey, offset: Offset) {
+        self.state.lock().shared.committed(partition, offset);
+    }
+
+    /// A member was told to go on at an offset, when `stored` was known to be stored.
+    pub(crate) fn begins(&self, whose: (&MemberId, PartitionKey), at: Offset, stored: Offset) {
+        let outcome = self.state.lock().shared.begins(whose, at, stored);
+        self.note(outcome);
+    }
+
+    /// A member processes what comes before an offset, as it may until then.
+    pub(crate) fn processes(&self, whose: (&MemberId, PartitionKey), to: Offset, until: Instant) {
+        let outcome = self.state.lock().shared.processes(whose, to, until);
+        self.note(outcome);
+    }
+
+    /// A member processes a partition no longer.
+    pub(crate) fn lets_go(&self, whose: (&MemberId, PartitionKey)) {
+        self.state.lock().shared.lets_go(whose);
     }
 
     /// The newest term in which a record was acknowledged.

@@ -9,6 +9,9 @@ use super::{Check, violated};
 const NAME: &str = "progress";
 /// How long a healed cluster may take to acknowledge a record of every producer.
 pub(crate) const TAKES_RECORDS: Duration = Duration::from_secs(30);
+/// How long a group may take to store progress of every partition: until who was silent is timed out, and who is to let go, and
+/// a while.
+pub(crate) const GROUP_GOES_ON: Duration = Duration::from_secs(120);
 /// How long its replicas may take to show the same end.
 pub(crate) const BECOMES_EQUAL: Duration = Duration::from_secs(30);
 
@@ -33,5 +36,16 @@ pub(crate) fn becomes_equal(key: PartitionKey, did: bool, state: &str) -> Check 
         format!(
             "the replicas of {key} did not show one end {seconds} s after the last record: {state}"
         ),
+    )
+}
+
+pub(crate) fn group_goes_on(did: bool, state: &str) -> Check {
+    if did {
+        return Ok(());
+    }
+    let seconds = GROUP_GOES_ON.as_secs();
+    violated(
+        NAME,
+        format!("the group did not go on within {seconds} s after all was well: {state}"),
     )
 }
