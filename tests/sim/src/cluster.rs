@@ -310,7 +310,7 @@ impl Cluster {
             return Ok(());
         };
         let origin = match self.mutant {
-            _ if assignment.original => Origin::Founder(&assignment.replicas),
+            _ if assignment.founders.contains(&node) => Origin::Founder(&assignment.founders),
             Some(Mutant::ReturnsAsBefore) => Origin::Joiner(None),
             // It learns of the group from its leader.
             _ => Origin::Joiner(assignment.settled),

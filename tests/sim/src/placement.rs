@@ -14,8 +14,8 @@ pub(crate) struct Assignment {
     /// Who keeps it until the move under way is done.
     pub(crate) leaving: Vec<NodeId>,
     pub(crate) moving: bool,
-    /// It never moved: its replicas may form their group by themselves.
-    pub(crate) original: bool,
+    /// Who may form the group by themselves, until the first move is done.
+    pub(crate) founders: Vec<NodeId>,
     /// Where its group stood when the last move was done.
     pub(crate) settled: Option<Settled>,
 }
@@ -50,11 +50,12 @@ impl Placement {
             .enumerate()
             .map(|(first, key)| {
                 let from = nodes.iter().cycle().skip(first).take(replicas);
+                let replicas: Vec<_> = from.copied().collect();
                 let assignment = Assignment {
-                    replicas: from.copied().collect(),
+                    founders: replicas.clone(),
+                    replicas,
                     leaving: Vec::new(),
                     moving: false,
-                    original: true,
                     settled: None,
                 };
                 (*key, assignment)
@@ -99,7 +100,7 @@ impl Placement {
                 replicas,
                 leaving,
                 moving: true,
-                original: false,
+                founders: std::mem::take(&mut now.founders),
                 settled: now.settled,
             };
         }
@@ -115,6 +116,7 @@ impl Placement {
                 .is_none_or(|before| before.index <= settled.index)
         {
             now.leaving.clear();
+            now.founders.clear();
             now.moving = false;
             now.settled = Some(settled);
         }

@@ -13,9 +13,9 @@ pub struct Assignment {
     pub leaving: Box<[NodeId]>,
     /// Who joins by the move under way.
     pub joining: Box<[NodeId]>,
-    /// Whether the group was made of `replicas`, and never changed. Only then may a node that has no log of it yet begin one by
-    /// itself; later it could vote with less than it once held.
-    pub original: bool,
+    /// Who makes the group: until its first move is done, a node of these that has no log of it yet begins one by itself. All of
+    /// them keep theirs until then; later, a node could vote with less than it once held.
+    pub founders: Box<[NodeId]>,
     /// Where the group stood when the last move was done. A node that comes back without its log begins by it.
     pub settled: Option<Settled>,
 }
@@ -24,10 +24,10 @@ impl Assignment {
     /// As a new partition gets it.
     pub(super) fn original(replicas: Box<[NodeId]>) -> Self {
         Self {
+            founders: replicas.clone(),
             replicas,
             leaving: Box::default(),
             joining: Box::default(),
-            original: true,
             settled: None,
         }
     }
@@ -57,7 +57,6 @@ impl Assignment {
         self.joining = replicas.iter().copied().filter(joins).collect();
         self.leaving = leaving.into();
         self.replicas = replicas;
-        self.original = false;
     }
 
     /// Ends the move to `replicas`; `false` where others are wanted by now, or the group has settled later.
@@ -67,6 +66,7 @@ impl Assignment {
         if ends {
             self.leaving = Box::default();
             self.joining = Box::default();
+            self.founders = Box::default();
             self.settled = settled;
         }
         ends

@@ -159,12 +159,14 @@ impl Reconciler {
     ) -> Result<Running, BrokerError> {
         let assignment = entry.topic.assignments.get(key.partition.get() as usize);
         let assignment = assignment.cloned();
-        let replicator = self.replicator.clone();
+        let (node, replicator) = (self.node, self.replicator.clone());
         let config = entry.topic.config.clone();
         // A task of its own, so that starts use all cores.
         let started = tokio::spawn(async move {
             let origin = match &assignment {
-                Some(assignment) if assignment.original => Origin::Founder(&assignment.replicas),
+                Some(assignment) if assignment.founders.contains(&node) => {
+                    Origin::Founder(&assignment.founders)
+                }
                 // It learns of the group from its leader.
                 joined => Origin::Joiner(joined.as_ref().and_then(|now| now.settled)),
             };

@@ -2,7 +2,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use quipu_model::{NodeId, PartitionId, PartitionKey, TimestampMs, TopicConfig, TopicId};
 use quipu_proto::internal::v1::{
-    MetadataRecord, PartitionAssignment, TopicCreated, metadata_record::Record,
+    MetadataRecord, PartitionAssignment, ReassignmentBegun, TopicCreated, metadata_record::Record,
 };
 use quipu_replication::{NoPeers, Replicator};
 use quipu_storage::{
@@ -44,7 +44,7 @@ fn key(partition: u32) -> PartitionKey {
     }
 }
 
-fn reconciler() -> Reconciler {
+fn reconciler(image: MetadataImage) -> Reconciler {
     let clock = Arc::new(ManualClock::new(TimestampMs::new(1)));
     let disk = Arc::new(FaultyDisk::new(1));
     let opened = UnrecoveredStore::open(disk, clock, StoreConfig::default()).unwrap();
@@ -54,7 +54,7 @@ fn reconciler() -> Reconciler {
         replicator: Replicator::new(NODE, Arc::clone(&store), Arc::new(NoPeers)),
         store,
         table: Arc::new(PartitionTable::new(NODE)),
-        metadata: Arc::new(Metadata::of(image())),
+        metadata: Arc::new(Metadata::of(image)),
         stop: CancellationToken::new(),
         reconciled: watch::Sender::default(),
         caught_up: watch::Sender::new(false),
@@ -64,7 +64,7 @@ fn reconciler() -> Reconciler {
 
 #[tokio::test]
 async fn no_replica_begins_without_files_as_long_as_the_image_may_be_old() {
-    let reconciler = reconciler();
+    let reconciler = reconciler(image());
     let here = key(1);
     let made = reconciler
         .store
@@ -76,4 +76,22 @@ async fn no_replica_begins_without_files_as_long_as_the_image_may_be_old() {
     reconciler.caught_up().await;
     reconciler.reconcile().await;
     assert_eq!([runs(0), runs(1)], [true, true]);
+}
+
+/// Nobody else would begin the group, and it could never move.
+#[tokio::test]
+async fn a_partition_that_is_moved_before_it_was_begun_is_begun_where_it_was_made() {
+    let mut image = image();
+    let begun = ReassignmentBegun {
+        topic_id: vec![7; 16].into(),
+        partition: 1,
+        replicas: vec![2],
+    };
+    let record = Some(Record::ReassignmentBegun(begun));
+    image.apply(MetadataRecord { record }).unwrap();
+    let reconciler = reconciler(image);
+    reconciler.caught_up().await;
+    reconciler.reconcile().await;
+    let partition = reconciler.table.replica(key(1)).unwrap();
+    assert!(partition.is_leader());
 }
