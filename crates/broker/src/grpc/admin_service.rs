@@ -47,6 +47,7 @@ impl Admin for AdminService {
             name: request.name,
             partitions: given(request.partitions),
             replication_factor: given(request.replication_factor),
+            placement: Vec::new(),
             settings: request.config,
         };
         let topic = self.core.controller()?.create_topic(new).await?;

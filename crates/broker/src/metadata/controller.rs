@@ -7,7 +7,7 @@ use quipu_model::{LeaderEpoch, NodeId, Offset, ProducerId, TopicName};
 use quipu_proto::{
     peer::v1::{
         AddPartitions, AlterTopic, ChangeRequest, ChangeResponse, CreateTopic, DeleteTopic,
-        ReserveProducerIds, change_request::Change,
+        PartitionPlacement, ReserveProducerIds, change_request::Change,
     },
     v1::{AlterQuotaRequest, Quota},
 };
@@ -33,7 +33,16 @@ pub struct NewTopic {
     pub partitions: Option<u32>,
     /// `None`: three where there are as many nodes, else one.
     pub replication_factor: Option<u32>,
+    /// Where each partition is to be; the numbers above count for nothing then. Empty: the controller finds places.
+    pub placement: Vec<Box<[NodeId]>>,
     pub settings: HashMap<String, String>,
+}
+
+fn placement(replicas: &[NodeId]) -> PartitionPlacement {
+    let replicas = replicas.iter().map(|node| node.get());
+    PartitionPlacement {
+        replicas: replicas.collect(),
+    }
 }
 
 /// A change that is in force.
@@ -110,6 +119,7 @@ impl Controller {
             partitions: new.partitions.unwrap_or_default(),
             replication_factor: new.replication_factor.unwrap_or_default(),
             config: new.settings,
+            placement: new.placement.iter().map(|nodes| placement(nodes)).collect(),
         };
         self.change_here(Change::CreateTopic(create)).await?;
         let topic = changeable(&self.metadata.image(), name.as_str())?;

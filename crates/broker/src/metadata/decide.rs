@@ -10,8 +10,8 @@ use quipu_proto::{
         TopicConfigChanged, TopicCreated, TopicDeleted, metadata_record::Record,
     },
     peer::v1::{
-        AddPartitions, AlterTopic, CreateTopic, FinishReassignment, Reassign, RegisterNode,
-        ReserveProducerIds, change_request::Change,
+        AddPartitions, AlterTopic, CreateTopic, FinishReassignment, PartitionPlacement, Reassign,
+        RegisterNode, ReserveProducerIds, change_request::Change,
     },
 };
 use uuid::Uuid;
@@ -98,6 +98,25 @@ fn create_topic(image: &MetadataImage, new: CreateTopic, id: TopicId) -> Decided
             format!("topic {name} already exists"),
         ));
     }
+    config_of(&new.config)?;
+    let partitions = match new.placement.is_empty() {
+        true => find_places(image, &name, &new)?,
+        false => check_places(image, &new.placement)?,
+    };
+    Ok(vec![Record::TopicCreated(TopicCreated {
+        name: new.name,
+        topic_id: id.as_bytes().to_vec().into(),
+        partitions,
+        config: new.config,
+    })])
+}
+
+/// Where the partitions of a new topic go that may be anywhere.
+fn find_places(
+    image: &MetadataImage,
+    name: &TopicName,
+    new: &CreateTopic,
+) -> Result<Vec<PartitionAssignment>, BrokerError> {
     let partitions = check_partitions(new.partitions.max(1))?;
     let mut placement = Placement::new(image);
     let wanted = new.replication_factor as usize;
@@ -110,13 +129,30 @@ fn create_topic(image: &MetadataImage, new: CreateTopic, id: TopicId) -> Decided
         0 => 1,
         given => check_factor(given, placement.node_count())?,
     };
-    config_of(&new.config)?;
-    Ok(vec![Record::TopicCreated(TopicCreated {
-        name: new.name,
-        topic_id: id.as_bytes().to_vec().into(),
-        partitions: place(&mut placement, partitions, factor),
-        config: new.config,
-    })])
+    Ok(place(&mut placement, partitions, factor))
+}
+
+/// # Errors
+/// Where there can be no partitions there.
+fn check_places(
+    image: &MetadataImage,
+    places: &[PartitionPlacement],
+) -> Result<Vec<PartitionAssignment>, BrokerError> {
+    check_partitions(u32::try_from(places.len()).unwrap_or(u32::MAX))?;
+    let factor = places.first().map_or(0, |first| first.replicas.len());
+    let places = places.iter().map(|place| {
+        check_replicas(image, &node_ids(&place.replicas))?;
+        if place.replicas.len() != factor {
+            return Err(refused(
+                Reason::InvalidRequest,
+                "the partitions of a new topic have as many replicas each".to_owned(),
+            ));
+        }
+        Ok(PartitionAssignment {
+            replicas: place.replicas.clone(),
+        })
+    });
+    places.collect()
 }
 
 /// Once as many nodes are there as the cluster was begun with, so that the topic has as many replicas as it should.

@@ -139,6 +139,7 @@ async fn named_topic(
         name: name.to_string(),
         partitions: None,
         replication_factor: None,
+        placement: Vec::new(),
         settings: HashMap::new(),
     };
     match client.front.create_topic(new).await {

@@ -6,7 +6,7 @@ use quipu_broker::{
     Reason,
     front::{NewTopic, Topic},
 };
-use quipu_model::{Offset, TopicConfig, TopicName};
+use quipu_model::{NodeId, Offset, TopicConfig, TopicName};
 
 use super::{moves::node_ids, name_of, partition, refusal};
 use crate::{
@@ -127,6 +127,8 @@ async fn create(
     validate_only: bool,
 ) -> Result<CreatableTopicResult, Refusal> {
     let shape = Shape::of(client, &topic)?;
+    let placement = placement(&topic)?;
+    let is_placed = !placement.is_empty();
     let given = topic.configs.iter();
     let given = given.filter_map(|config| {
         let value = config.value.as_ref()?;
@@ -146,14 +148,15 @@ async fn create(
         name: topic.name.to_string(),
         partitions: shape.partitions,
         replication_factor: shape.replicas,
+        placement,
         settings,
     };
     let made = client.front.create_topic(new).await;
     let made = made.map_err(|error| match error.reason {
+        Reason::InvalidRequest if is_placed => (ErrorCode::InvalidReplicaAssignment, error.message),
         Reason::InvalidRequest => (ErrorCode::InvalidPartitions, error.message),
         _ => refusal(error),
     })?;
-    place(client, &topic, &made).await?;
     Ok(created(&made))
 }
 
@@ -176,24 +179,22 @@ fn validate(
     Ok(())
 }
 
-/// Moves a new topic's partitions to where they are wanted.
-async fn place(client: &Arc<Client>, wanted: &CreatableTopic, made: &Topic) -> Result<(), Refusal> {
-    for assignment in &wanted.assignments {
-        let partition = partition(assignment.partition_index)
-            .map_err(|error| (error, "partitions are numbered from 0".to_owned()))?;
-        let replicas = node_ids(&assignment.broker_ids)?;
-        let placed = made.assignments.get(partition.get() as usize);
-        if placed.is_some_and(|placed| *placed.replicas == *replicas) {
-            continue;
-        }
-        let moving = client
-            .front
-            .reassign(made.name.as_str(), partition, &replicas);
-        moving
-            .await
-            .map_err(|error| (ErrorCode::InvalidReplicaAssignment, error.message))?;
+/// Where each partition is wanted, in the order of their numbers.
+///
+/// # Errors
+/// Where they are not numbered from 0 on.
+fn placement(topic: &CreatableTopic) -> Result<Vec<Box<[NodeId]>>, Refusal> {
+    let mut wanted: Vec<_> = topic.assignments.iter().collect();
+    wanted.sort_by_key(|assignment| assignment.partition_index);
+    let numbers = wanted.iter().map(|assignment| assignment.partition_index);
+    if !numbers.eq(0..wanted.len() as i32) {
+        let line = "name each partition once, from 0 on".to_owned();
+        return Err((ErrorCode::InvalidReplicaAssignment, line));
     }
-    Ok(())
+    let nodes = wanted
+        .iter()
+        .map(|assignment| node_ids(&assignment.broker_ids));
+    nodes.map(|nodes| Ok(nodes?.into())).collect()
 }
 
 pub(crate) async fn delete_topics(

@@ -3,7 +3,8 @@ use quipu_proto::{
     internal::v1::{MetadataRecord, metadata_record::Record},
     peer::v1::{
         AddPartitions, AlterTopic, CreateTopic, DeleteTopic, DrainNode, FinishReassignment,
-        Reassign, RegisterNode, RemoveNode, ReserveProducerIds, change_request::Change,
+        PartitionPlacement, Reassign, RegisterNode, RemoveNode, ReserveProducerIds,
+        change_request::Change,
     },
 };
 
@@ -99,6 +100,38 @@ fn a_topic_that_says_nothing_gets_three_replicas_where_there_are_three_nodes() {
         let assignments = &topic.unwrap().assignments;
         assert_eq!(assignments.len(), 1);
         assert_eq!(assignments[0].replicas.len(), factor, "{nodes}");
+    }
+}
+
+#[test]
+fn a_topic_is_made_where_it_is_wanted_or_refused() {
+    let mut image = cluster(3);
+    let placed = |places: &[&[u64]]| {
+        let place = |replicas: &&[u64]| PartitionPlacement {
+            replicas: replicas.to_vec(),
+        };
+        Change::CreateTopic(CreateTopic {
+            placement: places.iter().map(place).collect(),
+            ..new_topic("placed", 0, 0)
+        })
+    };
+    for (places, why) in [
+        (&[&[1_u64, 4][..]][..], "not registered"),
+        (&[&[2, 2]], "named twice"),
+        (&[&[1, 2], &[3]], "as many replicas"),
+        (&[&[]], "0 replicas"),
+    ] {
+        let (reason, message) = refusal(&image, placed(places));
+        assert_eq!(reason, Reason::InvalidRequest);
+        assert!(message.contains(why), "{message}");
+    }
+    let wanted: [&[u64]; 3] = [&[3, 1], &[2, 3], &[1, 2]];
+    make(&mut image, placed(&wanted));
+    let topic = image.topics().find(|topic| topic.name.as_str() == "placed");
+    for (assignment, wanted) in topic.unwrap().assignments.iter().zip(wanted) {
+        let nodes: Vec<_> = assignment.replicas.iter().map(|node| node.get()).collect();
+        assert_eq!(nodes, wanted);
+        assert!(!assignment.is_moving());
     }
 }
 

@@ -80,7 +80,7 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    /// `memory_bytes` bounds the table of keys; beside it a pass holds a few chunks of 256 KiB, or its largest batch,
+    /// `memory_bytes` bounds the table of keys; beside it a pass holds a few times 256 KiB, or its largest batch,
     /// uncompressed.
     pub(crate) fn begin(log: Arc<PartitionLog>, plan: Plan, memory_bytes: usize) -> Self {
         let end = plan
@@ -114,7 +114,7 @@ impl Pass {
         &self.log
     }
 
-    /// Does a piece of the work: about 256 KiB are read.
+    /// Does a piece of the work: about 32 KiB of batches, or one batch.
     ///
     /// # Errors
     /// The pass is over then; files that it was writing are removed.
