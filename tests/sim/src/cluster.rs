@@ -61,7 +61,7 @@ const TOPIC: TopicId = TopicId::from_bytes([7; 16]);
 /// Holds the group.
 const GROUPS: PartitionKey = PartitionKey {
     topic: TopicId::from_bytes([8; 16]),
-    partition: PartitionId::new(0),
+    partition: PartitionId::new(100),
 };
 
 /// What all parts of a run share.

@@ -208,6 +208,16 @@ impl Member {
         });
         match answer.await {
             Some(Ok(answer)) => {
+                if answer.epoch != self.epoch {
+                    let (from, to) = (self.epoch, answer.epoch);
+                    let wanted = answer.assignment.iter().flatten();
+                    let wanted: Vec<_> = wanted.map(|key| key.partition.get()).collect();
+                    note!(
+                        self.cluster.trace,
+                        "{} goes from epoch {from} to {to}, {wanted:?}",
+                        self.id
+                    );
+                }
                 self.heard = sent;
                 self.epoch = answer.epoch;
                 if let Some(assignment) = answer.assignment {
@@ -254,6 +264,11 @@ impl Member {
             let at = known.map_or(Offset::ZERO, |(_, committed)| committed.offset);
             let invariants = &self.cluster.invariants;
             invariants.begins((&id, partition), at, stored);
+            note!(
+                self.cluster.trace,
+                "{id} takes over {} at {at}",
+                partition.partition
+            );
             self.held.insert(partition, at);
         }
     }
@@ -309,6 +324,8 @@ impl Member {
     }
 
     async fn leave(&mut self) {
+        // Before the others may have it.
+        self.let_go_of_all();
         while self.epoch > 0 {
             let id = self.id.clone();
             let left = self.ask(move |groups, group| {
@@ -316,7 +333,7 @@ impl Member {
                 async move { groups.depart(group, id).await }
             });
             match left.await {
-                Some(Ok(()) | Err(GroupFailure::Refused(_))) => self.lose_all(),
+                Some(Ok(()) | Err(GroupFailure::Refused(_))) => self.epoch = 0,
                 Some(Err(GroupFailure::Node(_))) | None => sleep(PATIENCE / 50).await,
             }
         }
@@ -349,12 +366,15 @@ impl Member {
 
     /// It is no member any more.
     fn lose_all(&mut self) {
-        let id = self.id.clone();
+        self.let_go_of_all();
+        self.epoch = 0;
+    }
+
+    fn let_go_of_all(&mut self) {
         for partition in self.held.keys() {
-            self.cluster.invariants.lets_go((&id, *partition));
+            self.cluster.invariants.lets_go((&self.id, *partition));
         }
         self.held.clear();
         self.wanted.clear();
-        self.epoch = 0;
     }
 }

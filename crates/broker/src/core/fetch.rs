@@ -98,10 +98,17 @@ impl Core {
         };
         let mut high_watermark = found.running.partition.high_watermark();
         let mut leadership = found.running.partition.leadership();
+        // Not within `wait_for`, which holds the lock that looking takes: who tells the next leader may wait in between, and then
+        // both wait for ever.
+        let elsewhere = async {
+            while self.led_elsewhere(&found.running.partition).is_none()
+                && leadership.changed().await.is_ok()
+            {}
+        };
         tokio::select! {
             // Where the sender is gone, the partition is not served any more.
             _ = high_watermark.wait_for(|now| *now != seen) => {}
-            _ = leadership.wait_for(|_| self.led_elsewhere(&found.running.partition).is_some()) => {}
+            () = elsewhere => {}
             () = found.running.stopped.cancelled() => {}
         }
     }

@@ -89,7 +89,8 @@ pub enum Committer {
 #[derive(Clone, Debug)]
 pub(crate) struct Commit {
     pub(crate) committer: Committer,
-    pub(crate) offsets: Vec<(PartitionKey, Committed)>,
+    /// `None`: what is stored is forgotten.
+    pub(crate) offsets: Vec<(PartitionKey, Option<Committed>)>,
 }
 
 /// A group in a list.

@@ -157,7 +157,7 @@ impl GroupsService {
             for partition in topic.partitions {
                 let number = partition.partition;
                 match self.committed(&topic.topic, partition).await {
-                    Ok(offset) => offsets.push(offset),
+                    Ok((key, value)) => offsets.push((key, Some(value))),
                     Err(error) => refused.push(refusal(&topic.topic, number, error)),
                 }
             }

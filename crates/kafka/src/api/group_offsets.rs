@@ -95,18 +95,22 @@ pub(crate) async fn offset_commit(
     }
 }
 
+/// What is to be stored: nothing any more where the offset is negative. kafkajs stores one where it is told that its offset is out of
+/// range, and then begins as one does that has none.
 fn committed(
     client: &Client,
     topic: &str,
     asked: &OffsetCommitRequestPartition,
-) -> Result<(PartitionKey, Committed), ErrorCode> {
+) -> Result<(PartitionKey, Option<Committed>), ErrorCode> {
     let key = key(client, topic, asked.partition_index)?;
-    let offset = u64::try_from(asked.committed_offset);
+    let Ok(offset) = u64::try_from(asked.committed_offset) else {
+        return Ok((key, None));
+    };
     let epoch = asked.committed_leader_epoch;
     Ok((
         key,
-        Committed {
-            offset: Offset::new(offset.map_err(|_| ErrorCode::InvalidCommitOffsetSize)?),
+        Some(Committed {
+            offset: Offset::new(offset),
             leader_epoch: (epoch >= 0).then(|| LeaderEpoch::new(epoch)),
             metadata: asked
                 .committed_metadata
@@ -115,7 +119,7 @@ fn committed(
                 .into(),
             // Set when it is stored.
             at: TimestampMs::NONE,
-        },
+        }),
     ))
 }
 
@@ -123,7 +127,7 @@ fn committed(
 async fn commit(
     client: &Client,
     request: &OffsetCommitRequest,
-    offsets: Vec<(PartitionKey, Committed)>,
+    offsets: Vec<(PartitionKey, Option<Committed>)>,
 ) -> Result<HashMap<PartitionKey, ErrorCode>, ErrorCode> {
     let group = group(&request.group_id)?;
     let (id, instance) = (&request.member_id, &request.group_instance_id);

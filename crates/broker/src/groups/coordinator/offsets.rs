@@ -26,12 +26,16 @@ impl Coordinator {
         self.check_room(group)?;
         let mut refused = Vec::new();
         for (partition, mut value) in commit.offsets {
-            let checked = value.check();
+            let checked = value.as_ref().map_or(Ok(()), Committed::check);
             let checked = checked.and_then(|()| self.check_owned(group, &committer, partition));
             match checked {
                 Ok(()) => {
-                    value.at = now.wall;
-                    self.store_offset(group, partition, Some(value), effects);
+                    if let Some(value) = &mut value {
+                        value.at = now.wall;
+                    }
+                    if value.is_some() || self.stored(group, partition).is_some() {
+                        self.store_offset(group, partition, value, effects);
+                    }
                 }
                 Err(error) => refused.push((partition, error)),
             }
@@ -39,10 +43,21 @@ impl Coordinator {
         Ok(refused)
     }
 
+    fn stored(&self, group: &GroupId, partition: PartitionKey) -> Option<&Committed> {
+        self.groups.get(group)?.offsets.get(partition)
+    }
+
     /// Who stores offsets, by what the group's members speak: Kafka's clients say a generation or an epoch in the same place.
     fn committer(&self, group: &GroupId, committer: Committer) -> Committer {
-        let members = self.groups.get(group).map(|group| &group.members);
+        let known = self.groups.get(group);
+        let members = known.map(|group| &group.members);
         match (members, committer) {
+            // Kafka's clients that assign partitions to themselves may say who they are, but name no generation.
+            (_, Committer::Classic(member))
+                if member.generation < 0 && !known.is_some_and(Group::has_members) =>
+            {
+                Committer::Outside
+            }
             (Some(Members::Consumer(_)), Committer::Classic(member)) => Committer::Member {
                 id: member.id,
                 epoch: u64::try_from(member.generation).unwrap_or_default(),

@@ -4,7 +4,8 @@ use quipu_model::{Offset, PartitionId, PartitionKey, TimestampMs, TopicId};
 
 use super::{Commit, Committer, Coordinator, Effects, Limits};
 use crate::groups::{
-    names::{GroupError, GroupId, Moment},
+    ClassicMember,
+    names::{GroupError, GroupId, MemberId, Moment},
     offsets::Committed,
 };
 
@@ -37,7 +38,7 @@ fn offset(offset: u64) -> Committed {
 
 fn offsets(offsets: &[(u32, u64)]) -> Commit {
     let offsets = offsets.iter();
-    let offsets = offsets.map(|(number, at)| (partition(*number), offset(*at)));
+    let offsets = offsets.map(|(number, at)| (partition(*number), Some(offset(*at))));
     Commit {
         committer: Committer::Outside,
         offsets: offsets.collect(),
@@ -72,6 +73,50 @@ fn small() -> Coordinator {
     coordinator
 }
 
+/// kafkajs stores a negative offset, where it is to begin anew.
+#[test]
+fn what_is_stored_can_be_forgotten_and_what_is_not_costs_nothing() {
+    let (mut coordinator, mut effects) = (Coordinator::new(Limits::default()), Effects::default());
+    commit(&mut coordinator, 1, "g", &[(0, 5), (1, 6)], &mut effects).unwrap();
+    let forget = |number| Commit {
+        committer: Committer::Outside,
+        offsets: vec![(partition(number), None)],
+    };
+    let mut effects = Effects::default();
+    let refused = coordinator.commit(at(2), &group("g"), forget(0), &mut effects);
+    assert_eq!(refused.unwrap(), []);
+    assert_eq!(stored(&coordinator, "g"), [(1, 6)]);
+    assert_eq!(effects.records.len(), 1);
+    for (name, number) in [("g", 0), ("unknown", 0)] {
+        let mut effects = Effects::default();
+        let refused = coordinator.commit(at(3), &group(name), forget(number), &mut effects);
+        assert_eq!(refused.unwrap(), []);
+        assert!(effects.records.is_empty(), "{name}");
+    }
+}
+
+/// librdkafka's new consumer says who it is also where it has assigned its partitions to itself.
+#[test]
+fn who_names_no_generation_stores_offsets_of_a_group_without_members() {
+    let (mut coordinator, mut effects) = (Coordinator::new(Limits::default()), Effects::default());
+    let named = |generation| Commit {
+        committer: Committer::Classic(ClassicMember {
+            id: MemberId::new("me").unwrap(),
+            instance: None,
+            generation,
+        }),
+        ..offsets(&[(0, 7)])
+    };
+    let error = coordinator.commit(at(1), &group("g"), named(1), &mut effects);
+    assert!(matches!(
+        error,
+        Err(GroupError::StaleGeneration { given: 1 })
+    ));
+    let refused = coordinator.commit(at(2), &group("g"), named(-1), &mut effects);
+    assert_eq!(refused.unwrap(), []);
+    assert_eq!(stored(&coordinator, "g"), [(0, 7)]);
+}
+
 #[test]
 fn what_was_stored_is_found_and_outlives_the_coordinator() {
     let mut coordinator = small();
@@ -97,7 +142,7 @@ fn what_was_stored_is_found_and_outlives_the_coordinator() {
 fn bad_offsets_are_refused_singly_and_others_are_stored() {
     let mut coordinator = small();
     let mut mixed = offsets(&[(0, 5), (1, u64::MAX), (2, 5)]);
-    mixed.offsets[2].1.metadata = "x".repeat(4097).into();
+    mixed.offsets[2].1.as_mut().unwrap().metadata = "x".repeat(4097).into();
     let refused = coordinator.commit(at(1), &group("g"), mixed, &mut Effects::default());
     let refused = refused.unwrap().into_iter();
     let refused: Vec<_> = refused.map(|(key, _)| key.partition.get()).collect();
@@ -139,7 +184,7 @@ fn bytes_are_bounded() {
     let mut coordinator = small();
     for number in 0.. {
         let mut large = offsets(&[(number, 1)]);
-        large.offsets[0].1.metadata = "x".repeat(4096).into();
+        large.offsets[0].1.as_mut().unwrap().metadata = "x".repeat(4096).into();
         let mut effects = Effects::default();
         if coordinator
             .commit(at(1), &group("g"), large, &mut effects)

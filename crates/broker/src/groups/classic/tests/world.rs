@@ -217,7 +217,7 @@ impl World {
         };
         let commit = Commit {
             committer: Committer::Classic(member),
-            offsets: vec![(key, committed)],
+            offsets: vec![(key, Some(committed))],
         };
         let committed = self.event(|coordinator, group, now, effects| {
             coordinator.commit(now, group, commit, effects)

@@ -388,7 +388,7 @@ impl World {
                 id: id.clone(),
                 epoch,
             },
-            offsets: vec![(partition, value)],
+            offsets: vec![(partition, Some(value))],
         };
         self.event(
             |coordinator, group, now, effects| {

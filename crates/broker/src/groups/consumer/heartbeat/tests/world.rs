@@ -211,7 +211,7 @@ impl World {
                 instance: None,
                 generation: epoch as i32,
             }),
-            offsets: vec![(partition(number), value)],
+            offsets: vec![(partition(number), Some(value))],
         };
         let refused = self.event(|coordinator, group, now, effects| {
             coordinator.commit(now, group, commit, effects)
