@@ -50,6 +50,33 @@ fn files_hold_one_idea() {
     });
 }
 
+/// The watch's lock is held while they run: one that looks at the same watch waits for ever, with all that it holds, where a writer
+/// came in between.
+#[test]
+fn what_waits_for_a_watch_looks_only_at_what_it_is_given() {
+    let wait = concat!(".wait", "_for(");
+    each_source(|text| {
+        let arguments = text.match_indices(wait).map(|(at, _)| {
+            let rest = &text[at + wait.len()..];
+            let mut open = 1;
+            let end = rest.find(|c| {
+                open += i32::from(c == '(') - i32::from(c == ')');
+                open == 0
+            });
+            &rest[..end.unwrap_or(rest.len())]
+        });
+        let mut found = arguments.filter(|closure| {
+            let mut methods = closure.split("self.").skip(1);
+            let is_call = |rest: &str| {
+                let name = |c: char| c.is_alphanumeric() || c == '_';
+                rest.trim_start_matches(name).starts_with('(')
+            };
+            methods.any(is_call) || closure.contains(".borrow")
+        });
+        found.next().map(str::to_owned)
+    });
+}
+
 #[test]
 fn unsafe_code_is_in_two_files() {
     // docs/decisions/2026-11-24-simulated-randomness.md
