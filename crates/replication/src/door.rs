@@ -13,7 +13,7 @@ use crate::{
     error::{Acks, AppendError, Appended},
     flight::{Flight, Loss, Outcome},
     partition::Partition,
-    running::Running,
+    running::{FORSAKEN, Running},
     sequencer::{Numbered, Refusal, Sequencer, Verdict},
     type_config::{Answer, Proposal, WriteResult},
 };
@@ -43,6 +43,12 @@ impl Partition {
         acks: Acks,
         timeout: Duration,
     ) -> Result<Appended, AppendError> {
+        let alone = || self.running().is_ok_and(|running| running.votes_alone());
+        let acks = match acks {
+            // What nobody else has, and this replica has not written yet, is lost with the process.
+            Acks::Leader if alone() => Acks::All,
+            acks => acks,
+        };
         self.append_within(None, batch, acks, timeout).await
     }
 
@@ -299,11 +305,13 @@ impl Partition {
     }
 
     /// Waits until no majority has followed this leader for a while: whoever waits here may find another that does.
-    async fn forsaken(&self) {
+    pub(crate) async fn forsaken(&self) {
         if self.running().is_ok_and(|running| running.votes_alone()) {
             // It waits for its own disk only.
             return pending().await;
         }
+        // A group that slept was last answered before: it has this long to be answered again.
+        tokio::time::sleep(FORSAKEN).await;
         while !self.running().is_ok_and(|running| running.is_forsaken()) {
             tokio::time::sleep(LEASE / 2).await;
         }

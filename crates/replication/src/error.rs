@@ -10,7 +10,7 @@ use quipu_storage::{ReserveError, StorageFailure};
 pub enum Acks {
     /// Durable on a majority.
     All,
-    /// Appended by the leader.
+    /// Appended by the leader; durable where there is no other replica.
     Leader,
     /// At once.
     None,

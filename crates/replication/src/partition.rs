@@ -76,6 +76,8 @@ pub(crate) struct Inner {
     pub(crate) groups: Arc<Groups>,
     /// Whether the group sleeps, as far as this replica knows: see `sleep`.
     pub(crate) asleep: watch::Sender<bool>,
+    /// When it woke last.
+    pub(crate) woke: RwLock<Option<Instant>>,
     /// Whether it wakes soon.
     pub(crate) stirs: AtomicBool,
     /// Whether a leader sent anything since the replica was started.
@@ -108,6 +110,7 @@ impl Inner {
             members: watch::Sender::new(members),
             groups,
             asleep: watch::Sender::new(false),
+            woke: RwLock::default(),
             stirs: AtomicBool::new(false),
             heard: AtomicBool::new(false),
             alarm: Arc::default(),
@@ -370,12 +373,12 @@ impl Partition {
         members.voters.iter().eq([&self.inner.group.node])
     }
 
-    /// Whether this replica leads and a majority was heard of lately, or sleeps with it: where not, others may have another
-    /// leader by now.
+    /// Whether this replica leads and a majority was heard of lately, or sleeps with it or did until just now: where not, others
+    /// may have another leader by now.
     pub fn is_followed(&self) -> bool {
-        let asleep = *self.inner.asleep.borrow();
+        let sleeps = *self.inner.asleep.borrow() || self.inner.woke_just_now();
         self.running()
-            .is_ok_and(|running| running.leading().is_ok() && (asleep || !running.may_be_deposed()))
+            .is_ok_and(|running| running.leading().is_ok() && (sleeps || !running.may_be_deposed()))
     }
 
     /// On the leader in `epoch`: makes sure that a majority follows it still. What it lacks then, nobody was told to be committed.

@@ -28,7 +28,7 @@ use crate::{
 const FRESH: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 2);
 
 /// After so long without a majority's answers, the others have replaced a leader that they don't hear.
-const FORSAKEN: Duration = Duration::from_millis(LEASE.as_millis() as u64 * 2);
+pub(crate) const FORSAKEN: Duration = Duration::from_millis(LEASE.as_millis() as u64 * 2);
 
 /// An openraft instance. Cheap to clone.
 #[derive(Clone)]

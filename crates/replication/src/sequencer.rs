@@ -173,7 +173,7 @@ impl<T: Clone> Sequencer<T> {
         }
         match last {
             None => Ok(Verdict::Due),
-            Some(last) => follows(last, batch.first),
+            Some(last) => follows(last, batch),
         }
     }
 
@@ -276,18 +276,20 @@ impl<T: Clone> Producer<T> {
     }
 }
 
-/// Judges a batch that begins with `first` where the newest ends with `last`.
-fn follows<T>(last: Sequence, first: Sequence) -> Result<Verdict<T>, Refusal> {
+/// Judges a batch where the newest ends with `last`.
+fn follows<T>(last: Sequence, batch: Numbered) -> Result<Verdict<T>, Refusal> {
     let expected = last.plus(1);
-    if first == expected {
+    if batch.first == expected {
         return Ok(Verdict::Due);
     }
     // Sequences wrap: within half their range backwards, a sequence lies behind.
-    let ahead = (i64::from(first.get()) - i64::from(expected.get())).rem_euclid(1 << 31);
-    if ahead >= 1 << 30 {
-        Err(Refusal::DuplicateTooOld)
-    } else {
-        Err(Refusal::OutOfOrder { expected })
+    let ahead = |sequence: Sequence| {
+        (i64::from(sequence.get()) - i64::from(expected.get())).rem_euclid(1 << 31)
+    };
+    // Clients take a duplicate for stored: one of which a part is new is none.
+    match ahead(batch.first) >= 1 << 30 && ahead(batch.last) >= 1 << 30 {
+        true => Err(Refusal::DuplicateTooOld),
+        false => Err(Refusal::OutOfOrder { expected }),
     }
 }
 
@@ -355,6 +357,8 @@ mod tests {
         }
         assert_eq!(books.check(batch(0, 10, 19)), Err(Refusal::DuplicateTooOld));
         assert_eq!(books.check(batch(0, 60, 64)), Err(Refusal::DuplicateTooOld));
+        // A part of it is new, and would be lost where the client takes it for stored.
+        assert_eq!(books.check(batch(0, 65, 74)), out_of_order(70));
     }
 
     #[test]

@@ -31,6 +31,7 @@ use quipu_model::{LogId, NodeId, PartitionKey, Term, Vote};
 use tokio::time::Instant;
 
 use crate::{
+    config::LEASE,
     network::{Network, Transport},
     partition::{Inner, Partition, Replica},
     parts::{SleepOutcome, SleepParts, VoteParts},
@@ -141,9 +142,17 @@ impl Inner {
         }
         self.asleep.send_if_modified(|asleep| {
             let was = std::mem::take(asleep);
+            if was {
+                *self.woke.write() = Some(Instant::now());
+            }
             self.set_clock_to(false);
             was
         })
+    }
+
+    /// Whether it woke so lately that others may still have to answer.
+    pub(crate) fn woke_just_now(&self) -> bool {
+        self.woke.read().is_some_and(|woke| woke.elapsed() < LEASE)
     }
 
     /// Lets the replica sleep where it may; whether it does.

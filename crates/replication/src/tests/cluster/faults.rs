@@ -57,6 +57,19 @@ async fn a_leader_that_is_cut_off_is_replaced_acknowledges_nothing_and_follows_o
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leaders_own_append_is_enough_for_who_asks_for_no_more() {
+    let cluster = Cluster::start().await;
+    cluster.fill(0, 20).await;
+    let (old, leader) = cluster.leader().await;
+    until_led(leader, |l| l.ready).await;
+    cluster.cut_off(old);
+    let led = leader.append(numbered(6, 0, 0, 9), Acks::Leader, LONG);
+    assert_eq!(led.await.unwrap().base_offset, at(20));
+    cluster.heal();
+    cluster.stop().await;
+}
+
 /// A coordinator of groups goes by it: what it says must not be older than what another has stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_calls_itself_followed_no_longer_once_another_leads() {

@@ -64,6 +64,24 @@ async fn an_idle_group_sends_nothing_for_hours_and_an_append_wakes_it() {
     cluster.stop().await;
 }
 
+/// Else what is appended then is told to be lost while it is not, and sent again; and coordinators of groups turn members away.
+#[tokio::test]
+async fn a_leader_that_just_woke_does_not_take_itself_for_deposed() {
+    let cluster = Cluster::start_idling(IDLE).await;
+    cluster.fill(0, 10).await;
+    let (leading, _) = led(&cluster).await;
+    cluster.all_sleep().await;
+    pass(HOUR).await;
+    let leader = cluster.at(leading);
+    assert!(leader.is_followed());
+    assert!(leader.inner().wake());
+    // No other task has run since: nobody can have answered.
+    assert!(leader.is_followed());
+    let forsaken = tokio::time::timeout(IDLE, leader.forsaken());
+    assert!(forsaken.await.is_err());
+    cluster.stop().await;
+}
+
 #[tokio::test]
 async fn a_leader_lost_in_its_sleep_is_replaced_once_its_node_is_known_to_be_lost() {
     let cluster = Cluster::start_idling(IDLE).await;
