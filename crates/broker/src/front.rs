@@ -17,7 +17,7 @@ pub use crate::{
         Assignment as GroupAssignment, Assignor, ClassicDescription, ClassicJoin, ClassicMember,
         ClassicMemberView, ClassicSync, Committed, Committer, ConsumerHeartbeat, Description,
         GroupError, GroupId, GroupPartition, HeartbeatAnswer, Joined, JoinedMember, Listing,
-        MemberId, MemberView, Protocol, Spec, Synced,
+        MemberId, MemberView, Place, Protocol, Spec, Synced,
     },
     memory::MemoryPermit,
     metadata::{Assignment, NewTopic, Topic, Traffic},

@@ -511,7 +511,7 @@ fn offsets_are_fetched_as_they_were_stored() {
         assert_eq!(client.offsets().await, [(43, 3, 0), (-1, -1, 0)]);
         // kafkajs begins anew so.
         assert_eq!(client.commit("", -1, -2).await, 0);
-        assert_eq!(client.offsets().await, [(-1, -1, 0), (-1, -1, 0)]);
+        assert_eq!(client.offsets().await, [(-2, 3, 0), (-1, -1, 0)]);
     });
 }
 

@@ -14,6 +14,7 @@ use quipu_broker::{
     Outcome,
     front::{
         Committed, Committer, ConsumerHeartbeat, GroupFailure, GroupId, GroupPartition, MemberId,
+        Place,
     },
 };
 use quipu_model::{NodeId, Offset, PartitionKey, TimestampMs, TopicId};
@@ -261,7 +262,10 @@ impl Member {
         let id = self.id.clone();
         for (partition, stored) in new.into_iter().zip(stored) {
             let known = offsets.iter().find(|(key, _)| *key == partition);
-            let at = known.map_or(Offset::ZERO, |(_, committed)| committed.offset);
+            let at = match known.map(|(_, committed)| committed.place) {
+                Some(Place::At(offset)) => offset,
+                _ => Offset::ZERO,
+            };
             let invariants = &self.cluster.invariants;
             invariants.begins((&id, partition), at, stored);
             note!(
@@ -292,7 +296,7 @@ impl Member {
             return;
         }
         let committed = |offset| Committed {
-            offset,
+            place: Place::At(offset),
             leader_epoch: None,
             metadata: "".into(),
             at: TimestampMs::NONE,

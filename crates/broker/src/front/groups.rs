@@ -147,7 +147,7 @@ impl Front {
         Ok(departing.await??)
     }
 
-    /// Stores offsets; of which there is `None`, what is stored is forgotten. Answers with those that were refused.
+    /// Stores offsets. Answers with those that were refused.
     ///
     /// # Errors
     /// Where none was stored.
@@ -155,7 +155,7 @@ impl Front {
         &self,
         group: GroupId,
         committer: Committer,
-        offsets: Vec<(PartitionKey, Option<Committed>)>,
+        offsets: Vec<(PartitionKey, Committed)>,
     ) -> Result<Vec<(PartitionKey, GroupError)>, GroupFailure> {
         let committing = self
             .core

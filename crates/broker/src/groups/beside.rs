@@ -96,12 +96,7 @@ impl GroupPartition {
         committer: Committer,
         offsets: Vec<(PartitionKey, Committed)>,
     ) -> Result<Vec<(PartitionKey, GroupError)>, GroupFailure> {
-        let offsets = offsets.into_iter();
-        let offsets = offsets.map(|(partition, value)| (partition, Some(value)));
-        let commit = Commit {
-            committer,
-            offsets: offsets.collect(),
-        };
+        let commit = Commit { committer, offsets };
         let committing = self.shard.call(move |coordinator, now, effects| {
             coordinator.commit(now, &group, commit, effects)
         });

@@ -89,8 +89,7 @@ pub enum Committer {
 #[derive(Clone, Debug)]
 pub(crate) struct Commit {
     pub(crate) committer: Committer,
-    /// `None`: what is stored is forgotten.
-    pub(crate) offsets: Vec<(PartitionKey, Option<Committed>)>,
+    pub(crate) offsets: Vec<(PartitionKey, Committed)>,
 }
 
 /// A group in a list.

@@ -33,7 +33,7 @@ pub use self::{
     consumer::{Assignment, ConsumerHeartbeat, HeartbeatAnswer, MemberView, Spec},
     coordinator::{Committer, Description, Listing},
     names::{GroupError, GroupId, MemberId},
-    offsets::Committed,
+    offsets::{Committed, Place},
 };
 pub(crate) use self::{
     classic::Reply,

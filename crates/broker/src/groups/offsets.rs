@@ -6,11 +6,36 @@ use quipu_model::{LeaderEpoch, Offset, PartitionKey, TimestampMs};
 
 use super::names::GroupError;
 
+/// Where a group goes on with a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// With the record of this offset.
+    At(Offset),
+    /// As its client does that has no offset. The number is below 0, and means something to that client only: kafkajs stores -2 to
+    /// begin with the first record, and -1 to begin at the end.
+    Open(i64),
+}
+
+impl Place {
+    /// As Kafka's protocol has it.
+    pub fn of(number: i64) -> Self {
+        u64::try_from(number).map_or(Self::Open(number), |offset| Self::At(Offset::new(offset)))
+    }
+
+    /// As Kafka's protocol has it.
+    pub fn number(self) -> i64 {
+        match self {
+            // Larger ones are refused.
+            Self::At(offset) => i64::try_from(offset.get()).unwrap_or(i64::MAX),
+            Self::Open(number) => number,
+        }
+    }
+}
+
 /// How far a group has read a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// The offset of the next record to read.
-    pub offset: Offset,
+    pub place: Place,
     /// The epoch of the leader that the record before it came from.
     pub leader_epoch: Option<LeaderEpoch>,
     pub metadata: Box<str>,
@@ -25,10 +50,11 @@ impl Committed {
     /// # Errors
     /// Where the offset or the metadata is out of bounds.
     pub(super) fn check(&self) -> Result<(), GroupError> {
-        if i64::try_from(self.offset.get()).is_err() {
+        if let Place::At(offset) = self.place
+            && i64::try_from(offset.get()).is_err()
+        {
             return Err(GroupError::Invalid(format!(
-                "offset {} is refused: there is none past {}",
-                self.offset,
+                "offset {offset} is refused: there is none past {}",
                 i64::MAX
             )));
         }

@@ -1,7 +1,7 @@
 //! What the coordinator stores, as records of the internal topic.
 
 use prost::Message;
-use quipu_model::{LeaderEpoch, Offset, PartitionId, PartitionKey, TimestampMs, TopicId};
+use quipu_model::{LeaderEpoch, PartitionId, PartitionKey, TimestampMs, TopicId};
 use quipu_proto::internal::v1::{
     GroupKey, GroupRecordKey, GroupValue, MemberKey, MemberValue, OffsetKey, OffsetValue,
     StoredGroupKind, group_record_key::Key,
@@ -11,7 +11,7 @@ use super::{
     classic::StoredClassicMember,
     consumer::StoredMember,
     names::{GroupId, MemberId},
-    offsets::Committed,
+    offsets::{Committed, Place},
 };
 
 /// What is stored of a group besides its offsets and members.
@@ -224,7 +224,7 @@ fn decode_group(value: GroupValue) -> StoredGroup {
 
 fn encode_offset(value: &Committed) -> OffsetValue {
     OffsetValue {
-        offset: value.offset.get(),
+        place: value.place.number(),
         leader_epoch: value.leader_epoch.map(LeaderEpoch::get),
         metadata: value.metadata.to_string(),
         committed_at_ms: value.at.get(),
@@ -233,7 +233,7 @@ fn encode_offset(value: &Committed) -> OffsetValue {
 
 fn decode_offset(value: OffsetValue) -> Committed {
     Committed {
-        offset: Offset::new(value.offset),
+        place: Place::of(value.place),
         leader_epoch: value.leader_epoch.map(LeaderEpoch::new),
         metadata: value.metadata.into(),
         at: TimestampMs::new(value.committed_at_ms),
@@ -242,10 +242,10 @@ fn decode_offset(value: OffsetValue) -> Committed {
 
 #[cfg(test)]
 mod tests {
-    use quipu_model::{LeaderEpoch, Offset, PartitionId, PartitionKey, TimestampMs, TopicId};
+    use quipu_model::{LeaderEpoch, PartitionId, PartitionKey, TimestampMs, TopicId};
 
     use super::{GroupId, Stored};
-    use crate::groups::offsets::Committed;
+    use crate::groups::offsets::{Committed, Place};
 
     #[test]
     fn offsets_survive_their_record_and_keep_their_key() {
@@ -258,15 +258,17 @@ mod tests {
             partition,
             value,
         };
-        let full = stored(Some(Committed {
-            offset: Offset::new(42),
-            leader_epoch: Some(LeaderEpoch::new(0)),
-            metadata: "m".into(),
-            at: TimestampMs::new(5),
-        }));
+        let full = |place| {
+            stored(Some(Committed {
+                place: Place::of(place),
+                leader_epoch: Some(LeaderEpoch::new(0)),
+                metadata: "m".into(),
+                at: TimestampMs::new(5),
+            }))
+        };
         let gone = stored(None);
-        assert_eq!(full.encode().0, gone.encode().0);
-        for record in [full, gone] {
+        assert_eq!(full(42).encode().0, gone.encode().0);
+        for record in [full(42), full(-2), gone] {
             let (key, value) = record.encode();
             let read = Stored::decode(Some(&key), value.as_deref()).unwrap();
             assert_eq!(read, Some(record));

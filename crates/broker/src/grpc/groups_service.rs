@@ -20,7 +20,9 @@ use super::sessions;
 use crate::{
     core::Core,
     error::BrokerError,
-    groups::{Commit, Committed, Committer, Description, GroupId, Listing, MemberId, MemberView},
+    groups::{
+        Commit, Committed, Committer, Description, GroupId, Listing, MemberId, MemberView, Place,
+    },
 };
 
 /// Serves the groups' API over the core.
@@ -157,7 +159,7 @@ impl GroupsService {
             for partition in topic.partitions {
                 let number = partition.partition;
                 match self.committed(&topic.topic, partition).await {
-                    Ok((key, value)) => offsets.push((key, Some(value))),
+                    Ok(offset) => offsets.push(offset),
                     Err(error) => refused.push(refusal(&topic.topic, number, error)),
                 }
             }
@@ -187,7 +189,7 @@ impl GroupsService {
         Ok((
             key,
             Committed {
-                offset,
+                place: Place::At(offset),
                 leader_epoch: partition.leader_epoch.map(LeaderEpoch::new),
                 metadata: partition.metadata.into(),
                 // Set when it is stored.
@@ -222,14 +224,16 @@ impl GroupsService {
         }
     }
 
-    /// By topic; those of topics that were deleted are left out.
+    /// By topic; those of topics that were deleted are left out, and where a client of Kafka's stored that it has none.
     fn topic_offsets(&self, offsets: Vec<(PartitionKey, Committed)>) -> Vec<TopicOffsets> {
         let mut topics = BTreeMap::<_, Vec<PartitionOffset>>::new();
         for (key, value) in offsets {
-            if let Some(name) = self.core.topic_name(key.topic) {
+            if let Some(name) = self.core.topic_name(key.topic)
+                && let Place::At(offset) = value.place
+            {
                 let partition = PartitionOffset {
                     partition: key.partition.get(),
-                    offset: value.offset.get(),
+                    offset: offset.get(),
                     leader_epoch: value.leader_epoch.map(LeaderEpoch::get),
                     metadata: value.metadata.into(),
                     committed_at_ms: value.at.get(),

@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use quipu_broker::front::{Committed, Committer, MemberId};
-use quipu_model::{LeaderEpoch, Offset, PartitionKey, TimestampMs, TopicId};
+use quipu_broker::front::{Committed, Committer, MemberId, Place};
+use quipu_model::{LeaderEpoch, PartitionKey, TimestampMs, TopicId};
 
 use super::{
     groups::{group, member},
@@ -95,22 +95,17 @@ pub(crate) async fn offset_commit(
     }
 }
 
-/// What is to be stored: nothing any more where the offset is negative. kafkajs stores one where it is told that its offset is out of
-/// range, and then begins as one does that has none.
 fn committed(
     client: &Client,
     topic: &str,
     asked: &OffsetCommitRequestPartition,
-) -> Result<(PartitionKey, Option<Committed>), ErrorCode> {
+) -> Result<(PartitionKey, Committed), ErrorCode> {
     let key = key(client, topic, asked.partition_index)?;
-    let Ok(offset) = u64::try_from(asked.committed_offset) else {
-        return Ok((key, None));
-    };
     let epoch = asked.committed_leader_epoch;
     Ok((
         key,
-        Some(Committed {
-            offset: Offset::new(offset),
+        Committed {
+            place: Place::of(asked.committed_offset),
             leader_epoch: (epoch >= 0).then(|| LeaderEpoch::new(epoch)),
             metadata: asked
                 .committed_metadata
@@ -119,7 +114,7 @@ fn committed(
                 .into(),
             // Set when it is stored.
             at: TimestampMs::NONE,
-        }),
+        },
     ))
 }
 
@@ -127,7 +122,7 @@ fn committed(
 async fn commit(
     client: &Client,
     request: &OffsetCommitRequest,
-    offsets: Vec<(PartitionKey, Option<Committed>)>,
+    offsets: Vec<(PartitionKey, Committed)>,
 ) -> Result<HashMap<PartitionKey, ErrorCode>, ErrorCode> {
     let group = group(&request.group_id)?;
     let (id, instance) = (&request.member_id, &request.group_instance_id);
@@ -228,7 +223,7 @@ fn topic_response(topic: Fetched) -> OffsetFetchResponseTopics {
         let epoch = found.as_ref().and_then(|found| found.leader_epoch);
         OffsetFetchResponsePartitions {
             partition_index,
-            committed_offset: found.as_ref().map_or(-1, |found| found.offset.get() as i64),
+            committed_offset: found.as_ref().map_or(-1, |found| found.place.number()),
             committed_leader_epoch: epoch.map_or(-1, LeaderEpoch::get),
             metadata: Some(found.map_or_else(Text::default, |found| (&*found.metadata).into())),
             error_code: error.code(),

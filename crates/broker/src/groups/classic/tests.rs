@@ -7,14 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use quipu_model::{Offset, PartitionId, PartitionKey, TimestampMs, TopicId};
+use quipu_model::{PartitionId, PartitionKey, TimestampMs, TopicId};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::{ClassicJoin, ClassicMember, ClassicSync, Joined, Protocol, Reply, Synced, Ticket};
 use crate::groups::{
     coordinator::{Commit, Committer, Coordinator, Effects, Limits},
     names::{GroupError, GroupId, MemberId, Moment},
-    offsets::Committed,
+    offsets::{Committed, Place},
     records::Stored,
 };
 

@@ -26,25 +26,17 @@ impl Coordinator {
         self.check_room(group)?;
         let mut refused = Vec::new();
         for (partition, mut value) in commit.offsets {
-            let checked = value.as_ref().map_or(Ok(()), Committed::check);
+            let checked = value.check();
             let checked = checked.and_then(|()| self.check_owned(group, &committer, partition));
             match checked {
                 Ok(()) => {
-                    if let Some(value) = &mut value {
-                        value.at = now.wall;
-                    }
-                    if value.is_some() || self.stored(group, partition).is_some() {
-                        self.store_offset(group, partition, value, effects);
-                    }
+                    value.at = now.wall;
+                    self.store_offset(group, partition, Some(value), effects);
                 }
                 Err(error) => refused.push((partition, error)),
             }
         }
         Ok(refused)
-    }
-
-    fn stored(&self, group: &GroupId, partition: PartitionKey) -> Option<&Committed> {
-        self.groups.get(group)?.offsets.get(partition)
     }
 
     /// Who stores offsets, by what the group's members speak: Kafka's clients say a generation or an epoch in the same place.

@@ -6,7 +6,7 @@ use super::{Commit, Committer, Coordinator, Effects, Limits};
 use crate::groups::{
     ClassicMember,
     names::{GroupError, GroupId, MemberId, Moment},
-    offsets::Committed,
+    offsets::{Committed, Place},
 };
 
 fn at(seconds: u64) -> Moment {
@@ -29,7 +29,7 @@ fn partition(number: u32) -> PartitionKey {
 
 fn offset(offset: u64) -> Committed {
     Committed {
-        offset: Offset::new(offset),
+        place: Place::At(Offset::new(offset)),
         leader_epoch: None,
         metadata: "".into(),
         at: TimestampMs::NONE,
@@ -38,7 +38,7 @@ fn offset(offset: u64) -> Committed {
 
 fn offsets(offsets: &[(u32, u64)]) -> Commit {
     let offsets = offsets.iter();
-    let offsets = offsets.map(|(number, at)| (partition(*number), Some(offset(*at))));
+    let offsets = offsets.map(|(number, at)| (partition(*number), offset(*at)));
     Commit {
         committer: Committer::Outside,
         offsets: offsets.collect(),
@@ -59,7 +59,7 @@ fn commit(
 fn stored(coordinator: &Coordinator, name: &str) -> Vec<(u32, u64)> {
     let offsets = coordinator.fetch(&group(name), None).into_iter();
     offsets
-        .map(|(key, value)| (key.partition.get(), value.offset.get()))
+        .map(|(key, value)| (key.partition.get(), value.place.number() as u64))
         .collect()
 }
 
@@ -71,28 +71,6 @@ fn small() -> Coordinator {
     });
     coordinator.begin(at(0), Arc::default(), &mut Effects::default());
     coordinator
-}
-
-/// kafkajs stores a negative offset, where it is to begin anew.
-#[test]
-fn what_is_stored_can_be_forgotten_and_what_is_not_costs_nothing() {
-    let (mut coordinator, mut effects) = (Coordinator::new(Limits::default()), Effects::default());
-    commit(&mut coordinator, 1, "g", &[(0, 5), (1, 6)], &mut effects).unwrap();
-    let forget = |number| Commit {
-        committer: Committer::Outside,
-        offsets: vec![(partition(number), None)],
-    };
-    let mut effects = Effects::default();
-    let refused = coordinator.commit(at(2), &group("g"), forget(0), &mut effects);
-    assert_eq!(refused.unwrap(), []);
-    assert_eq!(stored(&coordinator, "g"), [(1, 6)]);
-    assert_eq!(effects.records.len(), 1);
-    for (name, number) in [("g", 0), ("unknown", 0)] {
-        let mut effects = Effects::default();
-        let refused = coordinator.commit(at(3), &group(name), forget(number), &mut effects);
-        assert_eq!(refused.unwrap(), []);
-        assert!(effects.records.is_empty(), "{name}");
-    }
 }
 
 /// librdkafka's new consumer says who it is also where it has assigned its partitions to itself.
@@ -142,7 +120,7 @@ fn what_was_stored_is_found_and_outlives_the_coordinator() {
 fn bad_offsets_are_refused_singly_and_others_are_stored() {
     let mut coordinator = small();
     let mut mixed = offsets(&[(0, 5), (1, u64::MAX), (2, 5)]);
-    mixed.offsets[2].1.as_mut().unwrap().metadata = "x".repeat(4097).into();
+    mixed.offsets[2].1.metadata = "x".repeat(4097).into();
     let refused = coordinator.commit(at(1), &group("g"), mixed, &mut Effects::default());
     let refused = refused.unwrap().into_iter();
     let refused: Vec<_> = refused.map(|(key, _)| key.partition.get()).collect();
@@ -184,7 +162,7 @@ fn bytes_are_bounded() {
     let mut coordinator = small();
     for number in 0.. {
         let mut large = offsets(&[(number, 1)]);
-        large.offsets[0].1.as_mut().unwrap().metadata = "x".repeat(4096).into();
+        large.offsets[0].1.metadata = "x".repeat(4096).into();
         let mut effects = Effects::default();
         if coordinator
             .commit(at(1), &group("g"), large, &mut effects)

@@ -210,14 +210,14 @@ impl World {
             partition: PartitionId::new(0),
         };
         let committed = Committed {
-            offset: Offset::new(1),
+            place: Place::of(1),
             leader_epoch: None,
             metadata: "".into(),
             at: TimestampMs::NONE,
         };
         let commit = Commit {
             committer: Committer::Classic(member),
-            offsets: vec![(key, Some(committed))],
+            offsets: vec![(key, committed)],
         };
         let committed = self.event(|coordinator, group, now, effects| {
             coordinator.commit(now, group, commit, effects)

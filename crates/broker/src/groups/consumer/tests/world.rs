@@ -14,7 +14,7 @@ use crate::groups::{
     consumer::{Assignment, Join, Spec},
     coordinator::{Commit, Committer, Coordinator, Effects, Limits, Notice},
     names::{GroupError, GroupId, MemberId, Moment},
-    offsets::Committed,
+    offsets::{Committed, Place},
     records::Stored,
     topics::{TopicView, TopicsView},
 };
@@ -176,7 +176,7 @@ impl World {
         else {
             return;
         };
-        let offset = value.as_ref().unwrap().offset.get();
+        let offset = value.as_ref().unwrap().place.number() as u64;
         let before = self.offsets.insert(*partition, offset).unwrap_or_default();
         assert!(
             before <= offset,
@@ -289,7 +289,7 @@ impl World {
         };
         for partition in &client.held {
             let stored = self.coordinator.fetch(&self.group, Some(&[*partition]));
-            let stored = stored.first().map(|(_, value)| value.offset.get());
+            let stored = stored.first().map(|(_, value)| value.place.number() as u64);
             let begin = stored.unwrap_or_default();
             client.positions.entry(*partition).or_insert(begin);
         }
@@ -378,7 +378,7 @@ impl World {
         news: impl FnOnce(bool) -> Option<News>,
     ) -> bool {
         let value = Committed {
-            offset: Offset::new(offset),
+            place: Place::At(Offset::new(offset)),
             leader_epoch: None,
             metadata: "".into(),
             at: TimestampMs::NONE,
@@ -388,7 +388,7 @@ impl World {
                 id: id.clone(),
                 epoch,
             },
-            offsets: vec![(partition, Some(value))],
+            offsets: vec![(partition, value)],
         };
         self.event(
             |coordinator, group, now, effects| {
@@ -501,7 +501,7 @@ impl World {
     fn check_kept(&self) {
         for (partition, offset) in &self.offsets {
             let found = self.coordinator.fetch(&self.group, Some(&[*partition]));
-            let found = found.first().map(|(_, value)| value.offset.get());
+            let found = found.first().map(|(_, value)| value.place.number() as u64);
             assert_eq!(found, Some(*offset), "{partition}");
         }
     }

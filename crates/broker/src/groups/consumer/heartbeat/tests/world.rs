@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use quipu_model::{Offset, PartitionId, PartitionKey, TimestampMs, TopicId};
+use quipu_model::{PartitionId, PartitionKey, TimestampMs, TopicId};
 
 use crate::groups::{
     consumer::{ConsumerHeartbeat, HeartbeatAnswer, Spec},
     coordinator::{Commit, Committer, Coordinator, Effects, Limits},
     names::{GroupError, GroupId, MemberId, Moment},
-    offsets::Committed,
+    offsets::{Committed, Place},
     records::Stored,
     topics::{TopicView, TopicsView},
 };
@@ -200,7 +200,7 @@ impl World {
     /// Stores an offset of a partition of the first topic, as a Kafka client does.
     pub(super) fn commit(&mut self, id: &MemberId, epoch: u64, number: u32) -> Option<GroupError> {
         let value = Committed {
-            offset: Offset::new(1),
+            place: Place::of(1),
             leader_epoch: None,
             metadata: "".into(),
             at: TimestampMs::NONE,
@@ -211,7 +211,7 @@ impl World {
                 instance: None,
                 generation: epoch as i32,
             }),
-            offsets: vec![(partition(number), Some(value))],
+            offsets: vec![(partition(number), value)],
         };
         let refused = self.event(|coordinator, group, now, effects| {
             coordinator.commit(now, group, commit, effects)
