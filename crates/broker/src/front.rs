@@ -213,7 +213,7 @@ impl Front {
     /// # Errors
     /// Where it is refused, or the cluster's metadata cannot be changed now.
     pub async fn create_topic(&self, new: NewTopic) -> Result<Arc<Topic>, BrokerError> {
-        self.core.controller()?.create_topic(new).await
+        self.core.create_topic(new).await
     }
 
     /// Changes a topic's settings: those of `set` get a value, those of `reset` their default.
@@ -239,8 +239,7 @@ impl Front {
         name: &str,
         partitions: u32,
     ) -> Result<Arc<Topic>, BrokerError> {
-        let controller = self.core.controller()?;
-        controller.add_partitions(name, partitions).await
+        self.core.add_partitions(name, partitions).await
     }
 
     /// Deletes a topic and waits until its files here are gone.

@@ -39,6 +39,9 @@ const LATELY: Duration = Duration::from_secs(60);
 /// How far behind a follower may be before it copies segments, unless it is said otherwise.
 const COPY_BEHIND: u64 = 64 << 20;
 
+/// After how long each founder forms a group that the one before it did not: longer than a vote takes where all is well.
+const FORMING_STEP: Duration = Duration::from_millis(150);
+
 /// What each replica's keeper is told.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Habits {
@@ -218,6 +221,7 @@ impl Replicator {
                 transport: Arc::clone(&self.transport),
             },
             founders: founders.iter().map(|v| (v.get(), EmptyNode {})).collect(),
+            turn: turn(self.node, founders),
         };
         let handle = |group, replica| {
             let reach = (Arc::clone(&self.store), Arc::clone(&self.transport));
@@ -309,6 +313,8 @@ pub(crate) struct Starter {
     pub(crate) network: Network,
     /// Who votes where the group is formed; nobody where it is not to be formed here.
     pub(crate) founders: BTreeMap<u64, EmptyNode>,
+    /// How long the others have to form it.
+    pub(crate) turn: Duration,
 }
 
 impl Starter {
@@ -339,14 +345,33 @@ impl Starter {
             let electing = raft.trigger().elect(false).await;
             electing.map_err(|e| e.to_string())?;
         }
-        if to_form {
-            match raft.initialize(self.founders.clone()).await {
-                // A group that others formed meanwhile is as good.
-                Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
-                Err(error) => return Err(error.to_string()),
-            }
+        if to_form && self.turn.is_zero() {
+            form(&raft, self.founders.clone()).await?;
+        } else if to_form {
+            let (raft, founders, turn) = (raft.clone(), self.founders.clone(), self.turn);
+            tokio::spawn(async move {
+                tokio::time::sleep(turn).await;
+                // One that was shut down meanwhile forms nothing, and the keeper sees to one that failed.
+                drop(form(&raft, founders).await);
+            });
         }
         Ok(Running::new(raft))
+    }
+}
+
+/// How long a founder leaves the others to form the group, which asks for votes: were all to ask at once, all would vote for
+/// themselves. The first is to lead.
+fn turn(node: NodeId, founders: &[NodeId]) -> Duration {
+    let before = founders.iter().take_while(|founder| **founder != node);
+    FORMING_STEP * u32::try_from(before.count()).unwrap_or_default()
+}
+
+/// Makes the group of its founders, and asks them for their votes.
+async fn form(raft: &Raft, founders: BTreeMap<u64, EmptyNode>) -> Result<(), String> {
+    match raft.initialize(founders).await {
+        // A group that others formed meanwhile is as good.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -244,6 +244,17 @@ fn without_a_majority_writes_are_refused_and_committed_records_are_read() -> Res
     Ok(())
 }
 
+#[test]
+fn a_new_topic_is_led_once_it_is_made() -> Result<()> {
+    let dir = scratch()?;
+    let cluster = Cluster::start(dir.path().to_owned())?;
+    create(&cluster, "12")?;
+    for partition in partitions(&cluster)? {
+        ensure!(partition["leader"]["id"].is_u64(), "{partition}");
+    }
+    Ok(())
+}
+
 /// A consumer that is told so may begin anew: only who leads for certain says it. Others may have taken in what this one lacks.
 #[tokio::test]
 async fn a_leader_that_lost_its_majority_calls_no_offset_out_of_range() -> Result<()> {

@@ -4,16 +4,21 @@ use std::{sync::Arc, time::Duration};
 
 use quipu_model::{LeaderEpoch, NodeId, Offset, PartitionId, PartitionKey};
 use quipu_replication::AppendError;
+use tokio::time::Instant;
 
 use super::{Core, starting};
 use crate::{
     error::{BrokerError, NodeAddress, Reason},
-    metadata::{Assignment, METADATA_KEY, MetadataImage, RegisteredNode, Topic},
+    metadata::{Assignment, METADATA_KEY, MetadataImage, NewTopic, RegisteredNode, Topic},
     partitions::TopicPartitions,
 };
 
 /// How long another replica may take to lead.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a new partition's first election is waited for.
+const LED_PATIENCE: Duration = Duration::from_secs(2);
+const LED_STEP: Duration = Duration::from_millis(10);
 
 /// A partition as its replica here sees it.
 #[derive(Clone, Debug)]
@@ -82,6 +87,43 @@ impl Core {
         let mut topics: Vec<_> = image.topics().filter(shown).cloned().collect();
         topics.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(topics)
+    }
+
+    /// Creates a topic. Its partitions are led by then, unless that takes long.
+    ///
+    /// # Errors
+    /// Where it is refused, or the cluster's metadata cannot be changed now.
+    pub(crate) async fn create_topic(&self, new: NewTopic) -> Result<Arc<Topic>, BrokerError> {
+        let topic = self.controller()?.create_topic(new).await?;
+        self.wait_led(&topic).await;
+        Ok(topic)
+    }
+
+    /// Gives a topic more partitions: `partitions` in all. They are led by then, unless that takes long.
+    ///
+    /// # Errors
+    /// Where it is refused, or the cluster's metadata cannot be changed now.
+    pub(crate) async fn add_partitions(
+        &self,
+        name: &str,
+        partitions: u32,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        let topic = self.controller()?.add_partitions(name, partitions).await?;
+        self.wait_led(&topic).await;
+        Ok(topic)
+    }
+
+    /// Waits a while for leaders. Who asks for one in vain asks again, or gives up where it takes that for an error.
+    async fn wait_led(&self, topic: &Topic) {
+        let is_led = || {
+            let described = self.describe_topic(topic.name.as_str());
+            // One that is gone is not waited for.
+            described.is_ok_and(|(_, all)| all.iter().all(|partition| partition.leader.is_some()))
+        };
+        let deadline = Instant::now() + LED_PATIENCE;
+        while !is_led() && Instant::now() < deadline {
+            tokio::time::sleep(LED_STEP).await;
+        }
     }
 
     /// A topic and the state of its partitions.

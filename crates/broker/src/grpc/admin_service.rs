@@ -50,7 +50,7 @@ impl Admin for AdminService {
             placement: Vec::new(),
             settings: request.config,
         };
-        let topic = self.core.controller()?.create_topic(new).await?;
+        let topic = self.core.create_topic(new).await?;
         Ok(Response::new(CreateTopicResponse {
             topic: Some(Topic::from(&*topic)),
         }))
@@ -127,8 +127,8 @@ impl Admin for AdminService {
         request: Request<AddPartitionsRequest>,
     ) -> Result<Response<AddPartitionsResponse>, Status> {
         let request = request.into_inner();
-        let controller = self.core.controller()?;
-        let topic = controller
+        let topic = self
+            .core
             .add_partitions(&request.name, request.partitions)
             .await?;
         Ok(Response::new(AddPartitionsResponse {
