@@ -47,6 +47,7 @@ use crate::{
     },
 };
 
+mod admin;
 mod bad_input;
 mod consumer_groups;
 mod limits;
@@ -166,6 +167,13 @@ impl Client {
         let body = Bytes::from(body);
         let id = i32::from_be_bytes(body[..4].try_into().unwrap());
         (id, body.slice(4..))
+    }
+
+    /// The answer to a request of the newer layout, behind its header.
+    async fn answered(&mut self, which: (i16, i16), write: impl FnOnce(&mut Writer)) -> Reader {
+        self.send_flexible(which, 1, write).await;
+        let (_, body) = self.receive().await;
+        Reader::new(body.slice(1..))
     }
 
     async fn ask_metadata(&mut self, correlation_id: i32, topic: &str) {
@@ -368,13 +376,8 @@ fn a_description_of_partitions_has_no_nulls() {
             ..DescribeTopicPartitionsRequest::default()
         };
         let which = (DescribeTopicPartitionsRequest::KEY, 0);
-        client
-            .send_flexible(which, 1, |w| request.encode(w, 0))
-            .await;
-        let (_, body) = client.receive().await;
-        // Behind the header's tagged fields.
-        let mut reader = Reader::new(body.slice(1..));
-        let response = DescribeTopicPartitionsResponse::decode(&mut reader, 0).unwrap();
+        let mut body = client.answered(which, |w| request.encode(w, 0)).await;
+        let response = DescribeTopicPartitionsResponse::decode(&mut body, 0).unwrap();
         let partition = &response.topics[0].partitions[0];
         assert_eq!(partition.eligible_leader_replicas, Some(Vec::new()));
         assert_eq!(partition.last_known_elr, Some(Vec::new()));

@@ -88,6 +88,7 @@ fn coordinator(key: Text, found: Result<Endpoint, Refusal>) -> Coordinator {
             node_id: endpoint.id,
             host: endpoint.host,
             port: endpoint.port,
+            error_message: None,
             ..Coordinator::default()
         },
         Err((error, message)) => Coordinator {

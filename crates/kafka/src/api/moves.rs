@@ -163,6 +163,7 @@ pub(crate) async fn alter_partition_reassignments(
         });
     }
     AlterPartitionReassignmentsResponse {
+        error_message: None,
         responses,
         ..AlterPartitionReassignmentsResponse::default()
     }
@@ -233,6 +234,7 @@ pub(crate) async fn list_partition_reassignments(
         }
     }
     ListPartitionReassignmentsResponse {
+        error_message: None,
         topics,
         ..ListPartitionReassignmentsResponse::default()
     }

@@ -51,6 +51,7 @@ pub(crate) async fn describe_client_quotas(
             let quotas = client.front.quotas().into_iter();
             let quotas = quotas.filter(|quota| wanted.has(quota.client_id.as_deref()));
             DescribeClientQuotasResponse {
+                error_message: None,
                 entries: Some(quotas.map(described).collect()),
                 ..DescribeClientQuotasResponse::default()
             }

@@ -73,6 +73,7 @@ fn created(topic: &Topic) -> CreatableTopicResult {
         topic_id: *topic.id.as_bytes(),
         num_partitions: topic.assignments.len() as i32,
         replication_factor: topic.replication_factor() as i16,
+        error_message: None,
         configs: Some(settings.collect()),
         ..CreatableTopicResult::default()
     }
@@ -141,6 +142,7 @@ async fn create(
             num_partitions: shape.partitions.unwrap_or(1) as i32,
             replication_factor: shape.replicas.unwrap_or(1) as i16,
             name: topic.name,
+            error_message: None,
             ..CreatableTopicResult::default()
         });
     }

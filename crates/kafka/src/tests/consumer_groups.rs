@@ -47,13 +47,6 @@ fn goes_on(epoch: i32) -> ConsumerGroupHeartbeatRequest {
 }
 
 impl Client {
-    /// The answer to a request of the newer layout, behind its header.
-    async fn answered(&mut self, which: (i16, i16), write: impl FnOnce(&mut Writer)) -> Reader {
-        self.send_flexible(which, 1, write).await;
-        let (_, body) = self.receive().await;
-        Reader::new(body.slice(1..))
-    }
-
     async fn beat_in(
         &mut self,
         version: i16,

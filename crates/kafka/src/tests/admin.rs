@@ -1,0 +1,110 @@
+//! What those are told who look after topics and groups.
+
+use super::*;
+use crate::wire::{
+    Text,
+    messages::{
+        alter_partition_reassignments_request::AlterPartitionReassignmentsRequest,
+        alter_partition_reassignments_response::AlterPartitionReassignmentsResponse,
+        create_topics_request::{CreatableTopic, CreateTopicsRequest},
+        create_topics_response::{CreatableTopicResult, CreateTopicsResponse},
+        describe_client_quotas_request::DescribeClientQuotasRequest,
+        describe_client_quotas_response::DescribeClientQuotasResponse,
+        find_coordinator_request::FindCoordinatorRequest,
+        find_coordinator_response::FindCoordinatorResponse,
+        list_partition_reassignments_request::ListPartitionReassignmentsRequest,
+        list_partition_reassignments_response::ListPartitionReassignmentsResponse,
+    },
+};
+
+const CREATE_VERSION: i16 = 7;
+/// The last that names one key, and the first that names several.
+const FIND_VERSIONS: [i16; 2] = [3, 4];
+
+impl Client {
+    async fn create_all(
+        &mut self,
+        names: &[&str],
+        validate_only: bool,
+    ) -> Vec<CreatableTopicResult> {
+        let topics = names.iter().map(|name| CreatableTopic {
+            name: (*name).into(),
+            num_partitions: 1,
+            replication_factor: 1,
+            ..CreatableTopic::default()
+        });
+        let request = CreateTopicsRequest {
+            topics: topics.collect(),
+            timeout_ms: 30_000,
+            validate_only,
+        };
+        let which = (CreateTopicsRequest::KEY, CREATE_VERSION);
+        let mut body = self
+            .answered(which, |w| request.encode(w, CREATE_VERSION))
+            .await;
+        let response = CreateTopicsResponse::decode(&mut body, CREATE_VERSION);
+        response.unwrap().topics
+    }
+
+    /// Who coordinates group "g": the error, and the line that says it.
+    async fn find_coordinator(&mut self, version: i16) -> (i16, Option<Text>) {
+        let request = FindCoordinatorRequest {
+            key: "g".into(),
+            coordinator_keys: vec!["g".into()],
+            ..FindCoordinatorRequest::default()
+        };
+        let which = (FindCoordinatorRequest::KEY, version);
+        let mut body = self.answered(which, |w| request.encode(w, version)).await;
+        let found = FindCoordinatorResponse::decode(&mut body, version).unwrap();
+        match found.coordinators.first() {
+            Some(first) => (first.error_code, first.error_message.clone()),
+            None => (found.error_code, found.error_message),
+        }
+    }
+
+    /// The lines beside what is told of quotas and of partitions that move.
+    async fn lines(&mut self) -> [Option<Text>; 3] {
+        let request = DescribeClientQuotasRequest::default();
+        let which = (DescribeClientQuotasRequest::KEY, 1);
+        let mut body = self.answered(which, |w| request.encode(w, 1)).await;
+        let quotas = DescribeClientQuotasResponse::decode(&mut body, 1).unwrap();
+
+        let request = ListPartitionReassignmentsRequest::default();
+        let which = (ListPartitionReassignmentsRequest::KEY, 0);
+        let mut body = self.answered(which, |w| request.encode(w, 0)).await;
+        let listed = ListPartitionReassignmentsResponse::decode(&mut body, 0).unwrap();
+
+        let request = AlterPartitionReassignmentsRequest::default();
+        let which = (AlterPartitionReassignmentsRequest::KEY, 0);
+        let mut body = self.answered(which, |w| request.encode(w, 0)).await;
+        let altered = AlterPartitionReassignmentsResponse::decode(&mut body, 0).unwrap();
+        [
+            quotas.error_message,
+            listed.error_message,
+            altered.error_message,
+        ]
+    }
+}
+
+#[test]
+fn what_went_well_is_told_without_an_error_message() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        for validate_only in [true, false] {
+            let made = client.create_all(&["bills"], validate_only).await;
+            assert_eq!((made[0].error_code, &made[0].error_message), (0, &None));
+        }
+        for version in FIND_VERSIONS {
+            let line = loop {
+                match client.find_coordinator(version).await {
+                    (0, line) => break line,
+                    // Until the groups' partition, which the first of them creates, is led.
+                    _ => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            };
+            assert_eq!(line, None);
+        }
+        assert_eq!(client.lines().await, [None, None, None]);
+    });
+}
