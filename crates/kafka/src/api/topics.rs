@@ -1,6 +1,9 @@
 //! CreateTopics, DeleteTopics, CreatePartitions and DeleteRecords.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use quipu_broker::{
     Reason,
@@ -40,23 +43,40 @@ pub(crate) async fn create_topics(
     request: CreateTopicsRequest,
     _version: i16,
 ) -> CreateTopicsResponse {
+    let refused = |name: Text, (error, message): Refusal| CreatableTopicResult {
+        name,
+        error_code: error.code(),
+        error_message: Some(message.into()),
+        ..CreatableTopicResult::default()
+    };
     let mut topics = Vec::with_capacity(request.topics.len());
-    for topic in request.topics {
+    let (wanted, repeated) = once_each(request.topics, |topic| topic.name.clone());
+    for topic in wanted {
         let name = topic.name.clone();
         let created = create(client, topic, request.validate_only).await;
-        topics.push(
-            created.unwrap_or_else(|(error, message)| CreatableTopicResult {
-                name,
-                error_code: error.code(),
-                error_message: Some(message.into()),
-                ..CreatableTopicResult::default()
-            }),
-        );
+        topics.push(created.unwrap_or_else(|refusal| refused(name, refusal)));
     }
+    let repeated = repeated.into_iter();
+    topics.extend(repeated.map(|name| refused(name, named_twice())));
     CreateTopicsResponse {
         topics,
         ..CreateTopicsResponse::default()
     }
+}
+
+/// The topics that a request names once, and the names of the others: as in Kafka, nothing is done to those, and each gets one answer.
+fn once_each<T, N: Clone + Ord>(topics: Vec<T>, name: impl Fn(&T) -> N) -> (Vec<T>, BTreeSet<N>) {
+    let mut seen = BTreeSet::new();
+    let names = topics.iter().map(&name);
+    let repeated: BTreeSet<N> = names.filter(|name| !seen.insert(name.clone())).collect();
+    let once = topics.into_iter();
+    let once = once.filter(|topic| !repeated.contains(&name(topic)));
+    (once.collect(), repeated)
+}
+
+fn named_twice() -> Refusal {
+    let line = "the request names it more than once".to_owned();
+    (ErrorCode::InvalidRequest, line)
 }
 
 fn created(topic: &Topic) -> CreatableTopicResult {
@@ -213,9 +233,20 @@ pub(crate) async fn delete_topics(
         _ => request.topic_names.into_iter().map(named).collect(),
     };
     let mut responses = Vec::with_capacity(topics.len());
-    for topic in topics {
+    let (wanted, repeated) = once_each(topics, |topic| (topic.name.clone(), topic.topic_id));
+    for topic in wanted {
         responses.push(delete(client, topic).await);
     }
+    let repeated = repeated.into_iter();
+    responses.extend(repeated.map(|(name, topic_id)| {
+        let (error, message) = named_twice();
+        DeletableTopicResult {
+            name,
+            topic_id,
+            error_code: error.code(),
+            error_message: Some(message.into()),
+        }
+    }));
     DeleteTopicsResponse {
         responses,
         ..DeleteTopicsResponse::default()

@@ -8,6 +8,8 @@ use crate::wire::{
         alter_partition_reassignments_response::AlterPartitionReassignmentsResponse,
         create_topics_request::{CreatableTopic, CreateTopicsRequest},
         create_topics_response::{CreatableTopicResult, CreateTopicsResponse},
+        delete_topics_request::{DeleteTopicState, DeleteTopicsRequest},
+        delete_topics_response::DeleteTopicsResponse,
         describe_client_quotas_request::DescribeClientQuotasRequest,
         describe_client_quotas_response::DescribeClientQuotasResponse,
         find_coordinator_request::FindCoordinatorRequest,
@@ -18,6 +20,7 @@ use crate::wire::{
 };
 
 const CREATE_VERSION: i16 = 7;
+const DELETE_VERSION: i16 = 6;
 /// The last that names one key, and the first that names several.
 const FIND_VERSIONS: [i16; 2] = [3, 4];
 
@@ -44,6 +47,26 @@ impl Client {
             .await;
         let response = CreateTopicsResponse::decode(&mut body, CREATE_VERSION);
         response.unwrap().topics
+    }
+
+    /// Deletes topics by their names, and answers with the error of each that is told of.
+    async fn delete_all(&mut self, names: &[&str]) -> Vec<(Option<Text>, i16)> {
+        let topics = names.iter().map(|name| DeleteTopicState {
+            name: Some((*name).into()),
+            ..DeleteTopicState::default()
+        });
+        let request = DeleteTopicsRequest {
+            topics: topics.collect(),
+            timeout_ms: 30_000,
+            ..DeleteTopicsRequest::default()
+        };
+        let which = (DeleteTopicsRequest::KEY, DELETE_VERSION);
+        let mut body = self
+            .answered(which, |w| request.encode(w, DELETE_VERSION))
+            .await;
+        let response = DeleteTopicsResponse::decode(&mut body, DELETE_VERSION).unwrap();
+        let told = response.responses.into_iter();
+        told.map(|told| (told.name, told.error_code)).collect()
     }
 
     /// Who coordinates group "g": the error, and the line that says it.
@@ -106,5 +129,26 @@ fn what_went_well_is_told_without_an_error_message() {
             assert_eq!(line, None);
         }
         assert_eq!(client.lines().await, [None, None, None]);
+    });
+}
+
+#[test]
+fn what_a_request_names_twice_is_neither_made_nor_deleted() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        let invalid = ErrorCode::InvalidRequest.code();
+        let names = ["bills", "notes", "bills", "bills"];
+        let told = client.create_all(&names, false).await;
+        let told: Vec<_> = told.iter().map(|it| (&*it.name, it.error_code)).collect();
+        assert_eq!(told, [("notes", 0), ("bills", invalid)]);
+
+        let told = client.delete_all(&["notes", "orders", "notes"]).await;
+        let text = |name: &str| Some(Text::from(name));
+        assert_eq!(told, [(text("orders"), 0), (text("notes"), invalid)]);
+        // Neither was it deleted, nor was the other one made.
+        let unknown = ErrorCode::UnknownTopicOrPartition.code();
+        let told = client.delete_all(&["notes", "bills"]).await;
+        assert_eq!(told, [(text("notes"), 0), (text("bills"), unknown)]);
     });
 }
