@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use quipu_broker::front::PartitionDescription;
 
-use super::metadata::{self, controller, endpoints};
+use super::{
+    metadata::{self, controller, endpoints},
+    operations::{OF_CLUSTER, OF_TOPIC, if_asked},
+};
 use crate::{
     dispatch::Client,
     error::ErrorCode,
@@ -59,6 +62,10 @@ pub(crate) async fn describe_cluster(
         cluster_id: cluster.cluster_id.into(),
         controller_id,
         brokers: brokers.collect(),
+        cluster_authorized_operations: if_asked(
+            request.include_cluster_authorized_operations,
+            OF_CLUSTER,
+        ),
         ..DescribeClusterResponse::default()
     }
 }
@@ -127,7 +134,8 @@ fn describe_topic(
         is_internal: topic.is_some_and(|topic| topic.name.is_internal()),
         partitions: shown.map(describe_partition).collect(),
         name: Some(name),
-        ..DescribeTopicPartitionsResponseTopic::default()
+        // The request has no way not to ask.
+        topic_authorized_operations: OF_TOPIC,
     };
     (described, partitions.len() > first + most)
 }

@@ -14,7 +14,7 @@ use quipu_model::{PartitionId, PartitionKey, TopicId};
 use super::{
     group_admin::state,
     groups::{group, own},
-    metadata::UNKNOWN_OPERATIONS,
+    operations::{OF_GROUP, if_asked},
 };
 use crate::{
     config::Refusal,
@@ -222,9 +222,10 @@ pub(crate) async fn consumer_group_describe(
                 ..DescribedGroup::default()
             },
         };
+        let asked = request.include_authorized_operations && described.error_code == 0;
         groups.push(DescribedGroup {
             group_id: name,
-            authorized_operations: UNKNOWN_OPERATIONS,
+            authorized_operations: if_asked(asked, OF_GROUP),
             ..described
         });
     }

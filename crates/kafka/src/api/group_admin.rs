@@ -6,7 +6,10 @@ use quipu_broker::front::{
     ClassicDescription, ClassicMemberView, GroupError, GroupFailure, GroupKind, Listing,
 };
 
-use super::{groups::group, metadata::UNKNOWN_OPERATIONS};
+use super::{
+    groups::group,
+    operations::{OF_GROUP, if_asked},
+};
 use crate::{
     config::Refusal,
     dispatch::Client,
@@ -53,9 +56,10 @@ pub(crate) async fn describe_groups(
                 ..DescribedGroup::default()
             },
         };
+        let asked = request.include_authorized_operations && described.error_code == 0;
         groups.push(DescribedGroup {
             group_id: name,
-            authorized_operations: UNKNOWN_OPERATIONS,
+            authorized_operations: if_asked(asked, OF_GROUP),
             ..described
         });
     }

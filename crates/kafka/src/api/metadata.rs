@@ -8,7 +8,10 @@ use quipu_broker::{
 };
 use quipu_model::{NodeId, TopicName};
 
-use super::{broker_id, name_of};
+use super::{
+    broker_id, name_of,
+    operations::{OF_CLUSTER, OF_TOPIC, if_asked},
+};
 use crate::{
     dispatch::Client,
     error::ErrorCode,
@@ -23,9 +26,6 @@ use crate::{
         },
     },
 };
-
-/// Of operations that were not asked for.
-pub(crate) const UNKNOWN_OPERATIONS: i32 = i32::MIN;
 
 /// A broker as clients reach it.
 #[derive(Clone, Debug)]
@@ -90,12 +90,20 @@ pub(crate) async fn metadata(
             topics.extend(names.map(|name| describe(client, name)));
         }
     }
+    for topic in &mut topics {
+        // Of what is not known by its id there is nothing to say.
+        let asked = request.include_topic_authorized_operations && topic.name.is_some();
+        topic.topic_authorized_operations = if_asked(asked, OF_TOPIC);
+    }
     MetadataResponse {
         controller_id: controller(&cluster, &up, front.node()),
         brokers: up.into_iter().map(broker).collect(),
         cluster_id: Some(cluster.cluster_id.into()),
         topics,
-        cluster_authorized_operations: UNKNOWN_OPERATIONS,
+        cluster_authorized_operations: if_asked(
+            request.include_cluster_authorized_operations,
+            OF_CLUSTER,
+        ),
         ..MetadataResponse::default()
     }
 }
@@ -162,7 +170,6 @@ fn refused(name: Option<Text>, error: ErrorCode) -> MetadataResponseTopic {
     MetadataResponseTopic {
         error_code: error.code(),
         name,
-        topic_authorized_operations: UNKNOWN_OPERATIONS,
         ..MetadataResponseTopic::default()
     }
 }

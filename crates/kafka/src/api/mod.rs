@@ -11,6 +11,7 @@ pub(crate) mod groups;
 pub(crate) mod metadata;
 pub(crate) mod moves;
 pub(crate) mod offsets;
+pub(crate) mod operations;
 pub(crate) mod produce;
 pub(crate) mod quotas;
 pub(crate) mod topics;

@@ -1,17 +1,23 @@
 //! What those are told who look after topics and groups.
 
-use super::*;
+use super::{consumer_groups::joins, *};
 use crate::wire::{
     Text,
     messages::{
         alter_partition_reassignments_request::AlterPartitionReassignmentsRequest,
         alter_partition_reassignments_response::AlterPartitionReassignmentsResponse,
+        consumer_group_describe_request::ConsumerGroupDescribeRequest,
+        consumer_group_describe_response::ConsumerGroupDescribeResponse,
         create_topics_request::{CreatableTopic, CreateTopicsRequest},
         create_topics_response::{CreatableTopicResult, CreateTopicsResponse},
         delete_topics_request::{DeleteTopicState, DeleteTopicsRequest},
         delete_topics_response::DeleteTopicsResponse,
         describe_client_quotas_request::DescribeClientQuotasRequest,
         describe_client_quotas_response::DescribeClientQuotasResponse,
+        describe_cluster_request::DescribeClusterRequest,
+        describe_cluster_response::DescribeClusterResponse,
+        describe_groups_request::DescribeGroupsRequest,
+        describe_groups_response::DescribeGroupsResponse,
         find_coordinator_request::FindCoordinatorRequest,
         find_coordinator_response::FindCoordinatorResponse,
         list_partition_reassignments_request::ListPartitionReassignmentsRequest,
@@ -150,5 +156,106 @@ fn what_a_request_names_twice_is_neither_made_nor_deleted() {
         let unknown = ErrorCode::UnknownTopicOrPartition.code();
         let told = client.delete_all(&["notes", "bills"]).await;
         assert_eq!(told, [(text("notes"), 0), (text("bills"), unknown)]);
+    });
+}
+
+/// Operations as Kafka tells them.
+fn bits(operations: &[u32]) -> i32 {
+    let bits = operations.iter().map(|operation| 1 << operation);
+    bits.sum()
+}
+
+/// What is told by who is not asked.
+const UNKNOWN_OPERATIONS: i32 = i32::MIN;
+
+impl Client {
+    /// What may be done with the cluster and with topic "orders", as metadata say it.
+    async fn operations(&mut self, asked: bool) -> (i32, i32) {
+        let request = MetadataRequest {
+            topics: Some(vec![MetadataRequestTopic {
+                name: Some("orders".into()),
+                ..MetadataRequestTopic::default()
+            }]),
+            include_cluster_authorized_operations: asked,
+            include_topic_authorized_operations: asked,
+            ..MetadataRequest::default()
+        };
+        let which = (MetadataRequest::KEY, METADATA_VERSION);
+        self.send(which, 1, |w| request.encode(w, METADATA_VERSION))
+            .await;
+        let (_, body) = self.receive().await;
+        let told = MetadataResponse::decode(&mut Reader::new(body), METADATA_VERSION).unwrap();
+        let topic = told.topics[0].topic_authorized_operations;
+        (told.cluster_authorized_operations, topic)
+    }
+
+    async fn operations_of_cluster(&mut self, asked: bool) -> i32 {
+        let request = DescribeClusterRequest {
+            include_cluster_authorized_operations: asked,
+            ..DescribeClusterRequest::default()
+        };
+        let which = (DescribeClusterRequest::KEY, 0);
+        let mut body = self.answered(which, |w| request.encode(w, 0)).await;
+        let told = DescribeClusterResponse::decode(&mut body, 0).unwrap();
+        told.cluster_authorized_operations
+    }
+
+    async fn operations_of_topic(&mut self) -> i32 {
+        let request = DescribeTopicPartitionsRequest::default();
+        let which = (DescribeTopicPartitionsRequest::KEY, 0);
+        let mut body = self.answered(which, |w| request.encode(w, 0)).await;
+        let told = DescribeTopicPartitionsResponse::decode(&mut body, 0).unwrap();
+        told.topics[0].topic_authorized_operations
+    }
+
+    async fn operations_of_classic_group(&mut self, asked: bool) -> i32 {
+        let request = DescribeGroupsRequest {
+            groups: vec!["g".into()],
+            include_authorized_operations: asked,
+        };
+        let which = (DescribeGroupsRequest::KEY, 6);
+        let mut body = self.answered(which, |w| request.encode(w, 6)).await;
+        let told = DescribeGroupsResponse::decode(&mut body, 6).unwrap();
+        told.groups[0].authorized_operations
+    }
+
+    async fn operations_of_group(&mut self, asked: bool) -> i32 {
+        let request = ConsumerGroupDescribeRequest {
+            group_ids: vec!["g".into()],
+            include_authorized_operations: asked,
+        };
+        let which = (ConsumerGroupDescribeRequest::KEY, 1);
+        let mut body = self.answered(which, |w| request.encode(w, 1)).await;
+        let told = ConsumerGroupDescribeResponse::decode(&mut body, 1).unwrap();
+        told.groups[0].authorized_operations
+    }
+}
+
+#[test]
+fn who_asks_what_it_may_do_is_told_everything_that_there_is() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        let topic = bits(&[3, 4, 5, 6, 7, 8, 10, 11]);
+        let cluster = bits(&[5, 7, 8, 9, 10, 11, 12]);
+        let group = bits(&[3, 6, 8, 10, 11]);
+        let unknown = UNKNOWN_OPERATIONS;
+
+        assert_eq!(client.operations(true).await, (cluster, topic));
+        assert_eq!(client.operations(false).await, (unknown, unknown));
+        assert_eq!(client.operations_of_cluster(true).await, cluster);
+        assert_eq!(client.operations_of_cluster(false).await, unknown);
+        assert_eq!(client.operations_of_topic().await, topic);
+
+        while client.commit("", -1, 42).await != 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(client.operations_of_classic_group(true).await, group);
+        assert_eq!(client.operations_of_classic_group(false).await, unknown);
+        assert_eq!(client.beat(&joins()).await.error_code, 0);
+        assert_eq!(client.operations_of_group(true).await, group);
+        assert_eq!(client.operations_of_group(false).await, unknown);
+        // It is none of the other kind now.
+        assert_eq!(client.operations_of_classic_group(true).await, unknown);
     });
 }

@@ -25,7 +25,7 @@ const METADATA_BY_ID_VERSION: i16 = 12;
 const MEMBERS_FETCH_VERSION: i16 = 9;
 
 /// Member `m` joins group `g`.
-fn joins() -> ConsumerGroupHeartbeatRequest {
+pub(super) fn joins() -> ConsumerGroupHeartbeatRequest {
     ConsumerGroupHeartbeatRequest {
         group_id: "g".into(),
         member_id: "m".into(),
@@ -68,7 +68,7 @@ impl Client {
         }
     }
 
-    async fn beat(
+    pub(super) async fn beat(
         &mut self,
         request: &ConsumerGroupHeartbeatRequest,
     ) -> ConsumerGroupHeartbeatResponse {
