@@ -10,6 +10,10 @@ use crate::wire::{
         consumer_group_describe_response::ConsumerGroupDescribeResponse,
         create_topics_request::{CreatableTopic, CreateTopicsRequest},
         create_topics_response::{CreatableTopicResult, CreateTopicsResponse},
+        delete_records_request::{
+            DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsTopic,
+        },
+        delete_records_response::DeleteRecordsResponse,
         delete_topics_request::{DeleteTopicState, DeleteTopicsRequest},
         delete_topics_response::DeleteTopicsResponse,
         describe_client_quotas_request::DescribeClientQuotasRequest,
@@ -73,6 +77,33 @@ impl Client {
         let response = DeleteTopicsResponse::decode(&mut body, DELETE_VERSION).unwrap();
         let told = response.responses.into_iter();
         told.map(|told| (told.name, told.error_code)).collect()
+    }
+
+    /// Deletes the records of "orders" before an offset, and answers with the first that is kept.
+    async fn delete_before(&mut self, offset: i64) -> i64 {
+        let request = DeleteRecordsRequest {
+            topics: vec![DeleteRecordsTopic {
+                name: "orders".into(),
+                partitions: vec![DeleteRecordsPartition {
+                    partition_index: 0,
+                    offset,
+                }],
+            }],
+            timeout_ms: 30_000,
+        };
+        let which = (DeleteRecordsRequest::KEY, 2);
+        let mut body = self.answered(which, |w| request.encode(w, 2)).await;
+        let response = DeleteRecordsResponse::decode(&mut body, 2).unwrap();
+        response.topics[0].partitions[0].low_watermark
+    }
+
+    /// Stores a record in "orders": its offset, and the first that is kept.
+    async fn store(&mut self) -> (i64, i64) {
+        self.produce(1, -1, "orders", batch("a")).await;
+        let (_, body) = self.receive().await;
+        let response = ProduceResponse::decode(&mut Reader::new(body), PRODUCE_VERSION).unwrap();
+        let told = &response.responses[0].partition_responses[0];
+        (told.base_offset, told.log_start_offset)
     }
 
     /// Who coordinates group "g": the error, and the line that says it.
@@ -156,6 +187,19 @@ fn what_a_request_names_twice_is_neither_made_nor_deleted() {
         let unknown = ErrorCode::UnknownTopicOrPartition.code();
         let told = client.delete_all(&["notes", "bills"]).await;
         assert_eq!(told, [(text("notes"), 0), (text("bills"), unknown)]);
+    });
+}
+
+#[test]
+fn producers_are_told_from_where_on_records_are_kept() {
+    with_node(KafkaConfig::default(), |address| async move {
+        let mut client = connect(address).await;
+        client.create("orders").await;
+        for offset in 0..5 {
+            assert_eq!(client.store().await, (offset, 0));
+        }
+        assert_eq!(client.delete_before(3).await, 3);
+        assert_eq!(client.store().await, (5, 3));
     });
 }
 
