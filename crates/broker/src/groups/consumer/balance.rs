@@ -1,6 +1,6 @@
 //! Who is to own what, and how it comes about.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use quipu_model::PartitionKey;
 
@@ -65,7 +65,10 @@ impl ConsumerGroup {
                         unheard.push((id.clone(), *partition));
                     }
                     None if !stays => {
-                        let by = scene.now.elapsed + member.spec.rebalance_timeout;
+                        let by = match heard {
+                            Some(_) => Revocation::UNTOLD,
+                            None => scene.now.elapsed + member.spec.rebalance_timeout,
+                        };
                         member.revoking.insert(*partition, Revocation { by, told });
                     }
                     _ => continue,
@@ -128,7 +131,7 @@ impl ConsumerGroup {
             }
         }
         if let Some((id, named)) = changes.asks.take()
-            && self.hear(&id, named)
+            && self.hear(&id, named, scene.now.elapsed)
         {
             changes.stored.insert(id);
         }
@@ -150,7 +153,7 @@ impl ConsumerGroup {
     }
 
     /// A member that named an epoch hears all that there is to tell it. Answers whether there was something.
-    fn hear(&mut self, id: &MemberId, named: u64) -> bool {
+    fn hear(&mut self, id: &MemberId, named: u64, now: Duration) -> bool {
         let Some(member) = self.members.get_mut(id) else {
             return false;
         };
@@ -158,6 +161,10 @@ impl ConsumerGroup {
             Some(heard) if heard.epoch < member.news => {
                 heard.before = named;
                 heard.epoch = member.news;
+                let by = now + member.spec.rebalance_timeout;
+                let revoking = member.revoking.values_mut();
+                let untold = revoking.filter(|revocation| revocation.by == Revocation::UNTOLD);
+                untold.for_each(|revocation| revocation.by = by);
                 true
             }
             _ => false,

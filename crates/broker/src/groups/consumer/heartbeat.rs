@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use quipu_model::PartitionKey;
+use quipu_model::{PartitionKey, TopicName};
 
 use super::{Changes, ConsumerGroup, Member, Scene, Spec};
 use crate::groups::names::{GroupError, MemberId};
@@ -58,7 +58,9 @@ impl ConsumerHeartbeat {
             spec.rebalance_timeout = timeout.clamp(least, most);
         }
         if let Some(topics) = &self.topics {
-            spec.topics = topics.clone();
+            // What can be no topic's name is as one of a topic that is not there.
+            let named = topics.iter().filter(|name| TopicName::new(name).is_ok());
+            spec.topics = named.cloned().collect();
         }
         if let Some(pattern) = &self.pattern {
             spec.pattern = Some(pattern.clone()).filter(|pattern| !pattern.is_empty());

@@ -28,6 +28,11 @@ pub(super) struct Revocation {
     pub(super) told: u64,
 }
 
+impl Revocation {
+    /// One that comes by heartbeats has its time from when it hears of it.
+    pub(super) const UNTOLD: Duration = Duration::MAX;
+}
+
 /// What a member has heard that has no session: it is told things only in answer to its heartbeats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Heard {
@@ -75,7 +80,7 @@ impl Member {
     pub(super) fn replayed(stored: StoredMember) -> Self {
         let revoking = stored.revoking.into_iter();
         let revoking = revoking.map(|(partition, told)| {
-            let by = Duration::MAX;
+            let by = Revocation::UNTOLD;
             (partition, Revocation { by, told })
         });
         Self {
@@ -120,7 +125,9 @@ impl Member {
     /// All times begin anew.
     pub(super) fn begin(&mut self, now: Duration) {
         self.expires = now + self.spec.session_timeout;
-        for revocation in self.revoking.values_mut() {
+        let heard = self.heard.map_or(u64::MAX, |heard| heard.epoch);
+        let revoking = self.revoking.values_mut();
+        for revocation in revoking.filter(|revocation| revocation.told <= heard) {
             revocation.by = now + self.spec.rebalance_timeout;
         }
     }

@@ -149,6 +149,40 @@ fn who_does_not_let_go_in_time_is_out_and_who_leaves_is_at_once() {
 }
 
 #[test]
+fn the_time_to_let_go_begins_when_a_member_hears_of_it() {
+    let mut world = World::new(&[2]);
+    let first = world.start(None);
+    world.reconcile(&first);
+    world.beat(&first, false);
+    let second = world.start(None);
+    world.pass(Duration::from_secs(2));
+    world.fail_over();
+    world.pass(Duration::from_secs(4));
+    world.beat(&first, false);
+    world.pass(REBALANCE - Duration::from_secs(1));
+    assert_ne!(world.clients[&first].epoch, 0);
+    world.reconcile(&first);
+    let told = world.clients[&first].epoch;
+    world.beat(&first, false);
+    assert!(world.clients[&first].epoch >= told);
+    world.beat(&second, false);
+    assert_eq!(world.clients[&second].target.len(), 1);
+}
+
+#[test]
+fn what_can_be_no_topics_name_is_as_one_that_is_not_there() {
+    let mut world = World::new(&[2]);
+    let id = member("m");
+    let both = ConsumerHeartbeat {
+        pattern: None,
+        topics: Some(["t1".into(), "not/a#name".into()].into()),
+        ..World::full(&id, 0, &[])
+    };
+    let assignment = world.send(&both).unwrap().assignment;
+    assert_eq!(assignment.unwrap().len(), 2);
+}
+
+#[test]
 fn a_failover_keeps_epochs_and_assignments_and_what_is_being_let_go() {
     let mut world = World::new(&[6]);
     let first = world.start(None);
