@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::{StreamExt, stream};
 use quipu_broker::{
     Reason,
     front::{NewTopic, Topic},
@@ -35,6 +36,9 @@ use crate::{
     },
 };
 
+/// How many topics of one request are made side by side.
+const CREATED_AT_A_TIME: usize = 64;
+
 /// From which version on topics to be deleted have their own entries.
 const ENTRIES_FROM: i16 = 6;
 
@@ -49,13 +53,14 @@ pub(crate) async fn create_topics(
         error_message: Some(message.into()),
         ..CreatableTopicResult::default()
     };
-    let mut topics = Vec::with_capacity(request.topics.len());
     let (wanted, repeated) = once_each(request.topics, |topic| topic.name.clone());
-    for topic in wanted {
+    // Side by side: each waits for its partitions' first elections.
+    let created = stream::iter(wanted).map(async |topic| {
         let name = topic.name.clone();
         let created = create(client, topic, request.validate_only).await;
-        topics.push(created.unwrap_or_else(|refusal| refused(name, refusal)));
-    }
+        created.unwrap_or_else(|refusal| refused(name, refusal))
+    });
+    let mut topics: Vec<_> = created.buffered(CREATED_AT_A_TIME).collect().await;
     let repeated = repeated.into_iter();
     topics.extend(repeated.map(|name| refused(name, named_twice())));
     CreateTopicsResponse {
