@@ -28,7 +28,7 @@ pub use quipu_proto::{
 };
 pub use quipu_replication::{Acks, Appended};
 
-use crate::{core::Core, error::BrokerError};
+use crate::{core::Core, error::BrokerError, metadata::default_replication_factor};
 
 /// A node as its clients use it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -114,6 +114,11 @@ impl Front {
     /// The cluster's id, controller and nodes.
     pub fn cluster(&self) -> ClusterDescription {
         self.core.describe_cluster()
+    }
+
+    /// How many replicas a new topic gets that says nothing.
+    pub fn default_replication_factor(&self) -> usize {
+        default_replication_factor(&self.core.metadata.image())
     }
 
     /// All topics, by name.

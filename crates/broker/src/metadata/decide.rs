@@ -125,11 +125,22 @@ fn find_places(
         check_formed(image, name.as_str(), Reason::NotLeader)?;
     }
     let factor = match wanted {
-        0 if placement.node_count() >= DEFAULT_REPLICATION_FACTOR => DEFAULT_REPLICATION_FACTOR,
-        0 => 1,
+        0 => default_factor(&placement),
         given => check_factor(given, placement.node_count())?,
     };
     Ok(place(&mut placement, partitions, factor))
+}
+
+/// How many replicas a new topic gets that says nothing.
+pub(crate) fn default_replication_factor(image: &MetadataImage) -> usize {
+    default_factor(&Placement::new(image))
+}
+
+fn default_factor(placement: &Placement<'_>) -> usize {
+    match placement.node_count() {
+        DEFAULT_REPLICATION_FACTOR.. => DEFAULT_REPLICATION_FACTOR,
+        _ => 1,
+    }
 }
 
 /// # Errors

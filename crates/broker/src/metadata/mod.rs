@@ -13,7 +13,7 @@ mod replayer;
 pub use assignment::Assignment;
 pub use controller::NewTopic;
 pub(crate) use controller::{Carrier, Controller};
-pub(crate) use decide::{internal_topic, other_directory, removed};
+pub(crate) use decide::{default_replication_factor, internal_topic, other_directory, removed};
 pub use image::Topic;
 pub(crate) use image::{METADATA_KEY, MetadataImage, RegisteredNode};
 pub use quotas::Traffic;

@@ -136,6 +136,11 @@ fn broker_settings(client: &Arc<Client>, name: &str) -> Result<Vec<Setting>, Ref
             ConfigType::Long,
         ),
         setting(
+            "default.replication.factor",
+            client.front.default_replication_factor().to_string(),
+            ConfigType::Int,
+        ),
+        setting(
             "max.connections",
             config.max_connections.to_string(),
             ConfigType::Int,

@@ -59,7 +59,9 @@ struct Follower {
 impl Follower {
     async fn start() -> Self {
         let node = Node::start(2).await;
-        let partition = node.take_part(&[NodeId::new(1), NodeId::new(2)]).await;
+        // The first founder forms the group at once.
+        let founders = [2, 1].map(NodeId::new);
+        let partition = node.take_part(&founders).await;
         let caller = Caller::new(NodeId::new(1), Arc::clone(&node.host) as _, LANE_BYTES);
         let mut follower = Self {
             node,
