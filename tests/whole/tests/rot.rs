@@ -75,6 +75,16 @@ fn flip(path: &Path, byte: u64) -> Result<Damaged> {
 }
 
 impl Damaged {
+    /// Whether another replica's log has taken the place of this one: its files have a generation. That happens where the others did
+    /// not know yet that they have committed what is damaged here.
+    fn is_replaced(&self) -> Result<bool> {
+        let dir = self.path.parent().context("no directory")?;
+        let names = fs::read_dir(dir)?.flatten().map(|entry| entry.file_name());
+        let mut names = names.filter_map(|name| name.into_string().ok());
+        let copied = names.any(|name| name.ends_with(".log") && name.matches('-').count() == 2);
+        Ok(copied && !self.path.exists())
+    }
+
     /// Waits until the file holds again what it held. Behind the data it may have had zeros.
     fn wait_whole(&self) -> Result<()> {
         let data = |bytes: &[u8]| {
@@ -88,13 +98,17 @@ impl Damaged {
         loop {
             // While it is renamed there is none.
             let now = fs::read(&self.path).unwrap_or_default();
-            if now.get(..due.len()) == Some(due) {
+            if now.get(..due.len()) == Some(due) || self.is_replaced()? {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
-                "{} stays damaged",
-                self.path.display()
+                "{} stays damaged; beside it: {:?}",
+                self.path.display(),
+                fs::read_dir(self.path.parent().context("no directory")?)?
+                    .flatten()
+                    .map(|entry| entry.file_name())
+                    .collect::<Vec<_>>()
             );
             thread::sleep(Duration::from_millis(50));
         }
