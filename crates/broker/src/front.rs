@@ -10,8 +10,8 @@ use quipu_proto::peer::v1::{Reassign, change_request::Change};
 pub use self::groups::GroupFailure;
 pub use crate::{
     core::{
-        ClusterDescription, EpochEnd, Fetch, Fetched, ListedOffset, NodeDescription, OffsetQuery,
-        PartitionDescription, Payload, Prepared, Produce,
+        Appended, ClusterDescription, EpochEnd, Fetch, Fetched, ListedOffset, NodeDescription,
+        OffsetQuery, PartitionDescription, Payload, Prepared, Produce,
     },
     groups::{
         Assignment as GroupAssignment, Assignor, ClassicDescription, ClassicJoin, ClassicMember,
@@ -26,7 +26,7 @@ pub use quipu_proto::{
     internal::v1::StoredGroupKind as GroupKind,
     v1::{AlterQuotaRequest as QuotaChange, Quota},
 };
-pub use quipu_replication::{Acks, Appended};
+pub use quipu_replication::Acks;
 
 use crate::{core::Core, error::BrokerError, metadata::default_replication_factor};
 

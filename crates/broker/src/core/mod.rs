@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use fetch::{CONFIRMATION, FetchStream, certain_end};
 pub use fetch::{Fetch, Fetched};
 pub use offsets::{EpochEnd, ListedOffset, OffsetQuery};
-pub use produce::{Payload, Prepared, Produce};
+pub use produce::{Appended, Payload, Prepared, Produce};
 pub(crate) use quotas::Quotas;
 pub use topics::{ClusterDescription, NodeDescription, PartitionDescription};
 

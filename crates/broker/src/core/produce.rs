@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use quipu_model::{
-    PartitionId, PartitionKey, RecordBatch, TimestampMs, TimestampType, TopicConfig,
+    Offset, PartitionId, PartitionKey, RecordBatch, TimestampMs, TimestampType, TopicConfig,
 };
-use quipu_replication::{Acks, Appended};
+use quipu_replication::Acks;
 use tokio::time::Instant;
 
 use super::{Core, Found};
@@ -53,6 +53,17 @@ pub struct Prepared {
     timeout: Duration,
     started: Instant,
     _memory: Option<MemoryPermit>,
+}
+
+/// Where a batch went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// `None` with [`Acks::None`].
+    pub base_offset: Option<Offset>,
+    /// Whether it had been appended before.
+    pub duplicate: bool,
+    /// The first offset that the partition still keeps.
+    pub log_start: Offset,
 }
 
 impl Core {
@@ -181,7 +192,11 @@ impl Prepared {
         match result {
             Ok(appended) => {
                 metrics.appended(self.acks, self.started.elapsed(), bytes, records);
-                Ok(appended)
+                Ok(Appended {
+                    base_offset: appended.base_offset,
+                    duplicate: appended.duplicate,
+                    log_start: partition.start_offset(),
+                })
             }
             Err(error) => {
                 let error = self.core.append_error(error);

@@ -7,11 +7,12 @@ use quipu_model::{
     batch::{BatchBuilder, Compression},
 };
 use quipu_proto::v1;
-use quipu_replication::{Acks, Appended};
+use quipu_replication::Acks;
 
 use crate::{
     core::{
-        Fetched, ListedOffset, NodeDescription, OffsetQuery, PartitionDescription, Payload, Produce,
+        Appended, Fetched, ListedOffset, NodeDescription, OffsetQuery, PartitionDescription,
+        Payload, Produce,
     },
     error::{BrokerError, Reason},
     metadata::Topic,

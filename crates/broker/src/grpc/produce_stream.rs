@@ -12,14 +12,13 @@ use std::{
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use quipu_model::PartitionKey;
 use quipu_proto::v1::{ProduceRequest, ProduceResponse};
-use quipu_replication::Appended;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
 use super::convert;
 use crate::{
-    core::{Core, Prepared},
+    core::{Appended, Core, Prepared},
     error::BrokerError,
     metadata::Traffic,
 };

@@ -6,9 +6,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 use quipu_broker::{
     BrokerError, Reason,
-    front::{Acks, OffsetQuery, Payload, Produce, Traffic},
+    front::{Acks, Appended, Payload, Produce, Traffic},
 };
-use quipu_model::Offset;
 
 use super::{metadata::endpoints, name_of, partition};
 use crate::{
@@ -143,13 +142,6 @@ async fn produce_to(
     }
 }
 
-/// Where a batch went.
-struct Taken {
-    base_offset: Option<Offset>,
-    /// The first offset that the partition still keeps.
-    log_start: Option<Offset>,
-}
-
 /// Why a batch was not taken in.
 struct Refusal {
     code: ErrorCode,
@@ -176,7 +168,7 @@ async fn append(
     topic: &str,
     data: PartitionProduceData,
     wanted: Wanted,
-) -> Result<Taken, Refusal> {
+) -> Result<Appended, Refusal> {
     let acks = wanted.acks?;
     let partition = partition(data.index)?;
     let records = data.records.unwrap_or_default();
@@ -188,24 +180,15 @@ async fn append(
         timeout: wanted.timeout,
         payload: Payload::Held(records),
     })?;
-    let base_offset = prepared.append().await?.base_offset;
-    // It is known without looking into a file; where it is not, since another node leads now, the batch is taken in all the same.
-    let start = client
-        .front
-        .list_offset(topic, partition, OffsetQuery::Earliest);
-    Ok(Taken {
-        base_offset,
-        log_start: start.await.ok().map(|start| start.offset),
-    })
+    Ok(prepared.append().await?)
 }
 
 fn response(
     client: &Arc<Client>,
     index: i32,
-    appended: Result<Taken, Refusal>,
+    appended: Result<Appended, Refusal>,
     version: i16,
 ) -> PartitionProduceResponse {
-    let told = |offset: Option<Offset>| offset.map_or(-1, |offset| offset.get() as i64);
     let done = PartitionProduceResponse {
         index,
         base_offset: -1,
@@ -214,9 +197,11 @@ fn response(
         ..PartitionProduceResponse::default()
     };
     match appended {
-        Ok(taken) => PartitionProduceResponse {
-            base_offset: told(taken.base_offset),
-            log_start_offset: told(taken.log_start),
+        Ok(appended) => PartitionProduceResponse {
+            base_offset: appended
+                .base_offset
+                .map_or(-1, |offset| offset.get() as i64),
+            log_start_offset: appended.log_start.get() as i64,
             ..done
         },
         Err(Refusal { code, error }) => {
